@@ -99,6 +99,16 @@ pub trait LogSink: Send + Sync {
 
     /// How far this lane is durable in the vault; `None` if not at all. May be given to the source as a hint, never as an acknowledgement.
     fn vaulted(&self) -> Option<Place>;
+
+    /// The log before `from`, from the last place that has a carry on: an adapter whose state lives in the stream (Redis: database and
+    /// open MULTI) reads it to know its state at `from`, when a link begins in the midst of a log. Ends at `from`; `times` is empty.
+    /// `None` when `from` itself has no log before it here (a snapshot's position, a tip), or that cannot be had.
+    ///
+    /// # Errors
+    /// `Io`, `Damaged`.
+    async fn before(&self, _from: &Place) -> Result<Option<Chunk>> {
+        Ok(None)
+    }
 }
 
 /// What is known of a stored stretch of log without reading it.
