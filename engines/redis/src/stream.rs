@@ -73,10 +73,7 @@ impl Command<'_> {
     /// `REPLCONF GETACK *`: the master wants to know our offset now.
     pub fn is_getack(&self) -> bool {
         self.is("REPLCONF")
-            && self
-                .arguments
-                .get(1)
-                .is_some_and(|argument| argument.eq_ignore_ascii_case(b"GETACK"))
+            && self.arguments.get(1).is_some_and(|argument| argument.eq_ignore_ascii_case(b"GETACK"))
     }
 }
 
@@ -143,11 +140,7 @@ impl Splitter {
 
     /// The last boundary between two commands, inside a transaction or not.
     pub fn boundary(&self) -> Boundary {
-        Boundary {
-            offset: self.command_start,
-            db: self.db,
-            in_multi: self.in_multi,
-        }
+        Boundary { offset: self.command_start, db: self.db, in_multi: self.in_multi }
     }
 
     /// Whether the last byte fed ended a command.
@@ -208,11 +201,7 @@ impl Splitter {
                 self.keep(&bytes[..used]);
                 self.offset += used as u64;
                 let left = left - used as u64;
-                self.state = if left == 0 {
-                    State::BulkEnd { seen_cr: false }
-                } else {
-                    State::Bulk { left }
-                };
+                self.state = if left == 0 { State::BulkEnd { seen_cr: false } } else { State::Bulk { left } };
                 Ok(used)
             }
             State::BulkEnd { seen_cr } => {
@@ -254,10 +243,7 @@ impl Splitter {
     }
 
     /// A line between two commands ended: the head of an array, or an inline command.
-    fn end_of_line(
-        &mut self,
-        on_command: &mut impl FnMut(&Command<'_>),
-    ) -> Result<(), StreamError> {
+    fn end_of_line(&mut self, on_command: &mut impl FnMut(&Command<'_>)) -> Result<(), StreamError> {
         if let Some(count) = self.line.strip_prefix(b"*") {
             let Some(count) = parse_signed(count) else {
                 return Err(self.error("an array without a length"));
@@ -289,11 +275,8 @@ impl Splitter {
     }
 
     fn begin_bulk(&mut self) -> Result<(), StreamError> {
-        let length = self
-            .line
-            .strip_prefix(b"$")
-            .and_then(parse_signed)
-            .and_then(|length| u64::try_from(length).ok());
+        let length =
+            self.line.strip_prefix(b"$").and_then(parse_signed).and_then(|length| u64::try_from(length).ok());
         match length {
             None => Err(self.error("an array whose element is no bulk string")),
             Some(length) if length > BULK_BYTES_MAX => {
@@ -325,10 +308,7 @@ impl Splitter {
     }
 
     /// Goes on to the next argument, or ends the command when there is none.
-    fn next_argument(
-        &mut self,
-        on_command: &mut impl FnMut(&Command<'_>),
-    ) -> Result<(), StreamError> {
+    fn next_argument(&mut self, on_command: &mut impl FnMut(&Command<'_>)) -> Result<(), StreamError> {
         if self.arguments_left > 0 {
             self.line.clear();
             self.state = State::BulkLine;
@@ -365,10 +345,7 @@ impl Splitter {
     }
 
     fn error(&self, reason: &'static str) -> StreamError {
-        StreamError {
-            offset: self.offset,
-            reason,
-        }
+        StreamError { offset: self.offset, reason }
     }
 }
 
@@ -385,11 +362,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const START: Boundary = Boundary {
-        offset: 100,
-        db: None,
-        in_multi: false,
-    };
+    const START: Boundary = Boundary { offset: 100, db: None, in_multi: false };
 
     fn command(arguments: &[&[u8]]) -> Vec<u8> {
         let mut out = format!("*{}\r\n", arguments.len()).into_bytes();
@@ -427,14 +400,7 @@ mod tests {
         bytes.extend(command(&[b"SET", b"b", b"2"]));
         let mut splitter = Splitter::new(START);
         splitter.feed(&bytes, |_| {}).unwrap();
-        assert_eq!(
-            splitter.clean(),
-            Some(Boundary {
-                offset: clean,
-                db: Some(3),
-                in_multi: false
-            })
-        );
+        assert_eq!(splitter.clean(), Some(Boundary { offset: clean, db: Some(3), in_multi: false }));
         assert!(splitter.boundary().in_multi);
         splitter.feed(&command(&[b"EXEC"]), |_| {}).unwrap();
         assert_eq!(splitter.clean().unwrap().offset, splitter.offset());
@@ -442,13 +408,8 @@ mod tests {
 
     #[test]
     fn entered_inside_a_transaction_there_is_no_clean_boundary_before_exec() {
-        let mut splitter = Splitter::new(Boundary {
-            in_multi: true,
-            ..START
-        });
-        splitter
-            .feed(&command(&[b"SET", b"b", b"2"]), |_| {})
-            .unwrap();
+        let mut splitter = Splitter::new(Boundary { in_multi: true, ..START });
+        splitter.feed(&command(&[b"SET", b"b", b"2"]), |_| {}).unwrap();
         assert_eq!(splitter.clean(), None);
         splitter.feed(&command(&[b"EXEC"]), |_| {}).unwrap();
         assert_eq!(splitter.clean().unwrap().offset, splitter.offset());
@@ -464,9 +425,7 @@ mod tests {
         bytes.extend(b"PING\r\n");
         bytes.extend(b"*0\r\n");
         bytes.extend(command(&[b"PINGX"]));
-        splitter
-            .feed(&bytes, |command| heartbeats.push(command.is_heartbeat()))
-            .unwrap();
+        splitter.feed(&bytes, |command| heartbeats.push(command.is_heartbeat())).unwrap();
         assert_eq!(heartbeats, [true, true, true, true, true, false]);
     }
 
@@ -474,12 +433,7 @@ mod tests {
     fn a_huge_bulk_is_skipped_with_constant_memory() {
         let mut splitter = Splitter::new(START);
         let size = 3 * (1u64 << 30);
-        splitter
-            .feed(
-                format!("*3\r\n$3\r\nSET\r\n$1\r\nk\r\n${size}\r\n").as_bytes(),
-                |_| {},
-            )
-            .unwrap();
+        splitter.feed(format!("*3\r\n$3\r\nSET\r\n$1\r\nk\r\n${size}\r\n").as_bytes(), |_| {}).unwrap();
         let piece = vec![b'x'; 1 << 20];
         for _ in 0..size >> 20 {
             splitter.feed(&piece, |_| {}).unwrap();
