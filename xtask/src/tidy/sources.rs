@@ -28,7 +28,7 @@ const UNTITLED_LINES_MAX: usize = 50;
 const UNFINISHED: &[(&str, &str)] = &[
     (concat!("todo", "!("), "finish it, or leave it out"),
     (concat!("unimplemented", "!("), "finish it, or leave it out"),
-    (concat!("#[ig", "nore"), "a test runs or is not there"),
+    (concat!("#[", "ignore"), "a test runs or is not there"),
     (concat!("clippy::al", "l)]"), "expect one lint, with its reason"),
 ];
 
