@@ -1,7 +1,8 @@
 //! `cargo xtask ci`: every check that a change must pass, cheapest first.
 //!
 //! All steps run, whatever failed before, so that one run shows all there is to put right; only what cannot mean anything
-//! without the build is left out when the build failed. It ends with a line a step and what each took, and fails naming the steps that failed.
+//! without the build is left out when the build failed. It ends with a line a step and what each took, and fails naming
+//! the steps that failed.
 
 mod leftovers;
 mod tests_step;

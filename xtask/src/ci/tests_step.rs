@@ -38,7 +38,7 @@ pub fn run() -> Result<()> {
     }
     let status = child.wait().context("wait for cargo test")?;
     let left = playground.check();
-    println!("{} tests in {} binaries", shown.passed, shown.binaries);
+    println!("{} passed, {} failed", shown.passed, shown.failed);
     if !status.success() {
         bail!("cargo test failed ({status})");
     }
@@ -52,8 +52,8 @@ pub fn run() -> Result<()> {
 #[derive(Debug, Default)]
 struct Shown {
     binary: String,
-    binaries: usize,
     passed: usize,
+    failed: usize,
 }
 
 impl Shown {
@@ -74,12 +74,8 @@ impl Shown {
     fn line(&mut self, line: &str, seconds: f64) -> Option<String> {
         let trimmed = line.trim();
         if let Some(result) = trimmed.strip_prefix("test result: ") {
-            let passed = result
-                .split("; ")
-                .next()
-                .and_then(|part| part.split(' ').rev().nth(1)?.parse::<usize>().ok());
-            self.passed += passed.unwrap_or_default();
-            self.binaries += 1;
+            self.passed += count(result, "passed");
+            self.failed += count(result, "failed");
             // A crate without tests of its own needs no line.
             let empty = result.starts_with("ok. 0 passed; 0 failed; 0 ignored");
             return (!empty).then(|| format!("{trimmed} | {} {seconds:.1} s", self.binary));
@@ -91,6 +87,12 @@ impl Shown {
         }
         Some(line.to_owned())
     }
+}
+
+/// The number before a word of libtest's result line: `ok. 3 passed; 0 failed; …`.
+fn count(result: &str, word: &str) -> usize {
+    let parts = result.split(['.', ';']).filter_map(|part| part.trim().strip_suffix(word));
+    parts.filter_map(|number| number.trim().parse::<usize>().ok()).sum()
 }
 
 #[cfg(test)]
@@ -123,6 +125,6 @@ test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; fini
         let result = "test result: FAILED. 1 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.01s";
         let result = format!("{result} | mainstay_vault 1.0 s");
         assert_eq!(printed, ["test b ... FAILED", "---- b stdout ----", "assertion failed", &result]);
-        assert_eq!((shown.passed, shown.binaries), (1, 2));
+        assert_eq!((shown.passed, shown.failed), (1, 1));
     }
 }
