@@ -4,6 +4,7 @@
 //! it. A finding says where, what, and what to do. A rule never fixes anything.
 
 mod graph;
+mod links;
 mod rules;
 mod sources;
 mod unused;
@@ -21,6 +22,8 @@ pub fn run() -> Result<()> {
     let mut findings = rules::check(&graph);
     findings.extend(sources::check(&sources));
     findings.extend(unused::check(&graph, &sources, &unused::workspace_dependencies()?));
+    let files = tool::files()?.iter().map(|path| path.to_string_lossy().into_owned()).collect();
+    findings.extend(links::check(&sources, &files));
     for finding in &findings {
         println!("tidy: {finding}");
     }

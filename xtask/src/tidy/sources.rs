@@ -33,12 +33,12 @@ const UNFINISHED: &[(&str, &str)] = &[
 ];
 
 impl Source {
-    /// Reads every Rust source, and every file that a rule asks for by name.
+    /// Reads what the rules look at: Rust sources, manifests, Markdown.
     pub fn read_all() -> Result<Vec<Self>> {
         let mut sources = Vec::new();
         for path in tool::files()? {
             let name = path.to_string_lossy().into_owned();
-            let wanted = name.ends_with(".rs") || name.ends_with("Cargo.toml") || name.ends_with("README.md");
+            let wanted = name.ends_with(".rs") || name.ends_with("Cargo.toml") || name.ends_with(".md");
             if wanted {
                 let text = std::fs::read_to_string(tool::root().join(&path))
                     .with_context(|| format!("read {name}"))?;
