@@ -1,11 +1,14 @@
 //! Places in PostgreSQL's write-ahead log: LSNs, timelines, segment names and timeline histories.
 //!
-//! A place of ours is printed `TIMELINE/HI/LO`, for example `3/0/1A2B3C8`: an LSN alone names one byte on every
-//! timeline at once, and two of them may differ there. All parsing refuses rather than guesses; nothing here panics
-//! on foreign text.
+//! An LSN alone names one byte on every timeline at once, and two of them may differ there; so a place is an epoch and an
+//! LSN. The epoch's name is the timeline's number and, behind an `x`, the LSN where it left its parent: two nodes that
+//! were both promoted to "timeline 2" are told apart by it (`2x3000148`). All parsing refuses rather than guesses;
+//! nothing here panics on foreign text.
 
 use std::fmt;
 use std::str::FromStr;
+
+use mainstay_model::{Epoch, Place};
 
 /// A byte position in the write-ahead log, counted from the beginning of the cluster's life.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -69,31 +72,48 @@ fn hex(text: &str) -> Option<u32> {
     plain.then(|| u32::from_str_radix(text, 16).ok()).flatten()
 }
 
-/// A place: a byte on one timeline.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct WalPlace {
-    /// The timeline on which the byte is meant.
-    pub timeline: Timeline,
-    /// The byte.
-    pub lsn: Lsn,
+/// The epoch of `timeline`, whose history is `history`.
+pub fn epoch(timeline: Timeline, history: &History) -> Epoch {
+    Epoch(match history.branches.last() {
+        Some((_, left)) if timeline > 1 => format!("{timeline}x{:x}", left.0),
+        _ => timeline.to_string(),
+    })
 }
 
-impl fmt::Display for WalPlace {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.timeline, self.lsn)
+/// The timeline of an epoch.
+///
+/// # Errors
+/// The epoch is none of PostgreSQL's.
+pub fn timeline_of(epoch: &Epoch) -> Result<Timeline, ParseError> {
+    let bad = || ParseError::new("a timeline", &epoch.0);
+    let (number, fork) = epoch.0.split_once('x').map_or((epoch.0.as_str(), None), |(number, fork)| (number, Some(fork)));
+    let plain = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
+    if fork.is_some_and(|fork| fork.is_empty() || fork.len() > 16 || !fork.bytes().all(|byte| byte.is_ascii_hexdigit())) {
+        return Err(bad());
     }
+    plain.then(|| number.parse().ok()).flatten().filter(|number| *number > 0).ok_or_else(bad)
 }
 
-impl FromStr for WalPlace {
-    type Err = ParseError;
+/// The place of a byte in an epoch.
+pub fn place(epoch: &Epoch, lsn: Lsn) -> Place {
+    Place { epoch: epoch.clone(), offset: lsn.0.into() }
+}
 
-    fn from_str(text: &str) -> Result<Self, ParseError> {
-        let bad = || ParseError::new("a PostgreSQL place (TIMELINE/HI/LO)", text);
-        let (timeline, lsn) = text.split_once('/').ok_or_else(bad)?;
-        let plain = !timeline.is_empty() && timeline.bytes().all(|byte| byte.is_ascii_digit());
-        let timeline = plain.then(|| timeline.parse().ok()).flatten().filter(|number| *number > 0).ok_or_else(bad)?;
-        Ok(Self { timeline, lsn: lsn.parse().map_err(|_| bad())? })
-    }
+/// A place as people write it: `1:0/3000148`.
+pub fn write_place(place: &Place) -> String {
+    format!("{}:{}", place.epoch, Lsn(place.offset.low()))
+}
+
+/// Reads what [`write_place`] writes.
+///
+/// # Errors
+/// It is nothing of the kind.
+pub fn read_place(text: &str) -> Result<Place, ParseError> {
+    let bad = || ParseError::new("a place (as 1:0/3000148)", text);
+    let (name, lsn) = text.split_once(':').ok_or_else(bad)?;
+    let epoch = Epoch(name.to_owned());
+    timeline_of(&epoch).map_err(|_| bad())?;
+    Ok(place(&epoch, lsn.parse().map_err(|_| bad())?))
 }
 
 /// The file name that PostgreSQL gives to a segment: timeline, and the segment's number in two halves.
@@ -151,12 +171,17 @@ mod tests {
 
     #[test]
     fn places_are_printed_and_read_back() {
-        let place = WalPlace { timeline: 3, lsn: Lsn(0x1_01A2_B3C8) };
-        assert_eq!(place.to_string(), "3/1/1A2B3C8");
-        assert_eq!("3/1/1A2B3C8".parse(), Ok(place));
-        for bad in ["", "3", "3/1", "0/1/2", "x/1/2", "1/+1/2", "1//2", "1/1/123456789", "-1/0/0", "1/0/0/0"] {
-            assert!(bad.parse::<WalPlace>().is_err(), "{bad}");
+        let there = Place::new("3x3000148", 0x1_01A2_B3C8);
+        assert_eq!(write_place(&there), "3x3000148:1/1A2B3C8");
+        assert_eq!(read_place("3x3000148:1/1A2B3C8"), Ok(there));
+        let bad = ["", "3", "3:1", "0:1/2", "x:1/2", "1:+1/2", "1:/2", "1:1/123456789", "-1:0/0", "1:0/0/0", "2x:0/0", "2xz:0/0"];
+        for bad in bad {
+            assert!(read_place(bad).is_err(), "{bad}");
         }
+        let history = History { branches: vec![(1, Lsn(0x300_0148))] };
+        assert_eq!(epoch(2, &history).0, "2x3000148");
+        assert_eq!(timeline_of(&epoch(2, &history)), Ok(2));
+        assert_eq!(epoch(1, &History::default()).0, "1");
     }
 
     #[test]
@@ -180,15 +205,15 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn no_text_makes_parsing_panic(text in ".{0,60}") {
-            let _ = text.parse::<WalPlace>();
+            let _ = read_place(&text);
             let _ = text.parse::<Lsn>();
             let _ = History::parse(&text);
         }
 
         #[test]
-        fn any_place_survives_printing(timeline in 1u32.., lsn: u64) {
-            let place = WalPlace { timeline, lsn: Lsn(lsn) };
-            proptest::prop_assert_eq!(place.to_string().parse::<WalPlace>(), Ok(place));
+        fn any_place_survives_printing(timeline in 1u32.., fork: u64, lsn: u64) {
+            let there = place(&epoch(timeline, &History { branches: vec![(1, Lsn(fork))] }), Lsn(lsn));
+            proptest::prop_assert_eq!(read_place(&write_place(&there)), Ok(there));
         }
     }
 }

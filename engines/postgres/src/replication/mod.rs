@@ -19,7 +19,7 @@ use bytes::{Bytes, BytesMut};
 use postgres_protocol::authentication::{md5_hash, sasl};
 
 pub use self::backup::{Archive, BackupOptions, BackupStart, BaseBackup, Tablespace};
-pub use self::stream::{NextTimeline, Started, Streamed, WalStream};
+pub use self::stream::{EPOCH_OFFSET_US, NextTimeline, Started, Streamed, WalStream};
 use self::wire::{Frame, Wire, message};
 use crate::lsn::{Lsn, Timeline};
 
