@@ -1,0 +1,10 @@
+//! Whole fleets on real servers, from outside.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod failover;
+mod in_place;
+mod kills;
+mod main_job;
+mod refusals;
