@@ -5,7 +5,7 @@ use bytes::Bytes;
 use mainstay_model::{Bracket, Branch, Lane, Offset, Place};
 use serde::{Deserialize, Serialize};
 
-use crate::{Access, Result};
+use crate::{Access, Error, Kind, Result};
 
 /// Engines whose log can be had as it is written.
 #[async_trait]
@@ -76,6 +76,18 @@ pub trait LogSink: Send + Sync {
     /// # Errors
     /// `Invalid` for a gap or an overlap, `SpoolFull`, `Io`.
     async fn append(&self, chunk: Chunk) -> Result<()>;
+
+    /// As [`Self::append`], for lanes whose offsets do not count bytes (records, sequences, operation times): the chunk ends at `end`,
+    /// where the next one begins.
+    ///
+    /// # Errors
+    /// As [`Self::append`]; `Unsupported` from a sink that knows bytes only.
+    async fn append_counted(&self, chunk: Chunk, end: Offset) -> Result<()> {
+        if end.0 == chunk.at.offset.0 + chunk.bytes.len() as u128 {
+            return self.append(chunk).await;
+        }
+        Err(Error::new(Kind::Unsupported, "this log is counted in bytes only"))
+    }
 
     /// Makes all that was appended durable on this machine (fsync) and says up to where. Call it whenever no more is
     /// waiting on the link, and at the latest 20 ms after an append.

@@ -79,9 +79,10 @@ impl Error {
             Self::Io { .. } => None,
             Self::Busy { pid, .. } => Some(format!("wait until it has finished, or end it: kill {pid}")),
             Self::Refused { hint, .. } => Some(hint.clone()),
-            Self::Damaged { path, .. } => {
-                Some(format!("put a good copy of {} back, or start with another MAINSTAY_HOME", path.display()))
-            }
+            Self::Damaged { path, .. } => Some(format!(
+                "put a good copy of {} back, or start with another MAINSTAY_HOME",
+                path.display()
+            )),
             Self::Engine(error) => error.hint.clone(),
         }
     }

@@ -63,7 +63,8 @@ impl Local {
     /// `Deadline` when one would not even be killed.
     pub async fn stop_all(&self, grace: Duration) -> crate::Result<()> {
         let nodes = self.nodes()?;
-        for stopped in futures::future::join_all(nodes.iter().map(|node| self.stop(node, "INT", grace))).await {
+        for stopped in futures::future::join_all(nodes.iter().map(|node| self.stop(node, "INT", grace))).await
+        {
             stopped?;
         }
         Ok(())
@@ -91,10 +92,15 @@ impl Local {
         loop {
             match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
                 Ok(locked) => return Ok(locked),
-                Err((_, errno)) if errno != nix::errno::Errno::EWOULDBLOCK => return Err(failed(errno.into())),
+                Err((_, errno)) if errno != nix::errno::Errno::EWOULDBLOCK => {
+                    return Err(failed(errno.into()));
+                }
                 Err(_) if since.elapsed() > LOCK_LIMIT => {
-                    return Err(Error::new(Kind::Deadline, format!("node {node}: another mainstay is at it"))
-                        .hint("wait until it has finished"));
+                    return Err(Error::new(
+                        Kind::Deadline,
+                        format!("node {node}: another mainstay is at it"),
+                    )
+                    .hint("wait until it has finished"));
                 }
                 Err((back, _)) => file = back,
             }
@@ -163,7 +169,9 @@ impl Host for Local {
                 for member in std::iter::once(&server).chain(&family) {
                     if !gone(member, KILL_LIMIT).await {
                         let what = format!("stop node {node}: pid {} would not even be killed", member.pid);
-                        return Err(Error::new(Kind::Deadline, what).hint("look for a disk that does not answer"));
+                        return Err(
+                            Error::new(Kind::Deadline, what).hint("look for a disk that does not answer")
+                        );
                     }
                 }
             }
@@ -310,8 +318,10 @@ fn not_started(command: &NodeCommand, error: io::Error) -> Error {
     let what = format!("start {program} for {}: {error}", command.node);
     match error.kind() {
         io::ErrorKind::NotFound if !command.program.exists() => Error::new(Kind::NotInstalled, what),
-        io::ErrorKind::PermissionDenied if command.owner.is_some() => Error::io(what, error)
-            .hint(format!("the user that it runs as must be able to execute {program} and to enter {}", command.cwd.display())),
+        io::ErrorKind::PermissionDenied if command.owner.is_some() => Error::io(what, error).hint(format!(
+            "the user that it runs as must be able to execute {program} and to enter {}",
+            command.cwd.display()
+        )),
         _ => Error::io(what, error),
     }
 }
