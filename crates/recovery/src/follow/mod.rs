@@ -1,0 +1,10 @@
+//! Following: the log of every lane of a cluster, from the engine to the spool on this machine and from there to the vault.
+//!
+//! Acknowledged to the source is what is fsynced in the spool, never less durable. The vault gets what is new every few seconds as a
+//! tail, and sealed segments that supersede the tails. A slow or failing vault holds up neither the source nor the spool, until the spool
+//! is full; then the link is given up rather than anything harmed, and the hole is declared.
+
+mod sink;
+mod spool;
+
+pub use spool::Limits;
