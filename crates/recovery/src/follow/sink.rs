@@ -1,12 +1,12 @@
 //! What an adapter hands its log to: the spool, without ever blocking the tasks of others, and waiting where there is no room.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use mainstay_engine::{Chunk, Error, Kind, LogSink, Result};
-use mainstay_model::{Bracket, Branch, Place};
+use mainstay_model::{Bracket, Branch, Offset, Place};
 use tokio::sync::{Notify, watch};
 
 use super::spool::Spool;
@@ -21,24 +21,38 @@ pub(super) struct Sink {
     pub vaulted: watch::Receiver<Option<Place>>,
     /// Rung at every beat and flush, for the uploader.
     pub moved: Arc<Notify>,
+    /// Set while the link follows from a place before the spool's end, where the history branched: what lies behind that place is not
+    /// on the source's history, and is not to be acknowledged to it.
+    pub rewound: Mutex<Option<Place>>,
 }
 
 #[async_trait]
 impl LogSink for Sink {
     async fn append(&self, chunk: Chunk) -> Result<()> {
+        let end = Offset(chunk.at.offset.0 + chunk.bytes.len() as u128);
+        self.append_counted(chunk, end).await
+    }
+
+    async fn append_counted(&self, chunk: Chunk, end: Offset) -> Result<()> {
         self.wait_for_room().await?;
-        if self.spool.append(&chunk)? {
+        if self.spool.append(&chunk, end)? {
             self.flush().await?;
         }
         Ok(())
     }
 
     async fn sync(&self) -> Result<Place> {
-        self.flush().await
+        let end = self.flush().await?;
+        Ok(self.rewound().clone().unwrap_or(end))
     }
 
     async fn branch(&self, branch: Branch, history: Option<Bytes>) -> Result<()> {
         self.spool.branch(branch, history)?;
+        // Told of the epoch that we are in, nothing has moved yet.
+        let is_ours = self.rewound().as_ref().is_some_and(|place| self.spool.end().is_some_and(|end| end.epoch != place.epoch));
+        if is_ours {
+            *self.rewound() = None;
+        }
         self.flush().await.map(|_| ())
     }
 
@@ -68,6 +82,10 @@ impl LogSink for Sink {
 }
 
 impl Sink {
+    fn rewound(&self) -> MutexGuard<'_, Option<Place>> {
+        self.rewound.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     async fn flush(&self) -> Result<Place> {
         let spool = self.spool.clone();
         let end = blocking(move || spool.flush()).await?;

@@ -198,8 +198,8 @@ impl Spool {
         self.shared().known.get(epoch).copied()
     }
 
-    /// Takes log, in memory until the next [`Self::flush`]; `true` asks for one.
-    pub fn append(&self, chunk: &Chunk) -> Result<bool> {
+    /// Takes log that ends at `until`, in memory until the next [`Self::flush`]; `true` asks for one.
+    pub fn append(&self, chunk: &Chunk, until: Offset) -> Result<bool> {
         let mut guard = self.shared();
         let shared = &mut *guard;
         let gap = |what: String| Error::new(Kind::Invalid, format!("append to spool: {what}"));
@@ -210,8 +210,11 @@ impl Spool {
             let (at, end) = (show(&chunk.at), show(&end));
             return Err(gap(format!("log at {at} does not follow what ends at {end}")));
         }
-        if chunk.bytes.is_empty() {
+        if until == end.offset && chunk.bytes.is_empty() {
             return Ok(false);
+        }
+        if until <= end.offset {
+            return Err(gap(format!("a chunk at {} does not end behind it", show(&end))));
         }
         let size = chunk.bytes.len() + chunk.times.len() * 32 + chunk.carry.as_ref().map_or(0, String::len);
         if size + 64 > BODY_BYTES_MAX {
@@ -226,9 +229,9 @@ impl Spool {
         if is_due && current.has_log && chunk.carry.is_some() {
             shared.open_file(Start { place: end.clone(), continues: true, branch: None });
         }
-        let end = Place { epoch: end.epoch, offset: Offset(end.offset.0 + chunk.bytes.len() as u128) };
+        let end = Place { epoch: end.epoch, offset: until };
         let latest = chunk.times.iter().map(|mark| mark.at.latest).max();
-        shared.push(end.clone(), latest, None, |out| write_chunk(out, chunk));
+        shared.push(end.clone(), latest, None, |out| write_chunk(out, chunk, until));
         if let Some(current) = &mut shared.current {
             current.has_log = true;
         }

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Mutex;
 
 use mainstay_engine::{Error, Kind, Result};
-use mainstay_model::{Bracket, Instant, Offset, Place};
+use mainstay_model::{Bracket, Instant, Place};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
 
@@ -144,7 +144,7 @@ pub(super) fn scan(path: &Path, seq: u64, limit: u64) -> io::Result<(Option<File
     while let Some(record) = reader.next()? {
         match record {
             Record::Chunk(chunk) if chunk.offset == info.end.offset => {
-                info.end.offset = Offset(chunk.offset.0 + chunk.bytes.len() as u128);
+                info.end.offset = chunk.end;
                 info.latest = info.latest.max(chunk.times.iter().map(|mark| mark.at.latest).max());
             }
             Record::Note(note) => info.notes.push(note),

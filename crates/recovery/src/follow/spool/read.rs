@@ -6,10 +6,10 @@ use std::path::Path;
 
 use bytes::{Bytes, BytesMut};
 use mainstay_engine::{Chunk, Error, Kind, Result, TimeMark};
-use mainstay_model::{Bracket, Offset, Place};
+use mainstay_model::{Bracket, Place};
 
 use super::open::{numbers, scan};
-use super::record::{ChunkRecord, Reader, Record};
+use super::record::{Reader, Record};
 use super::{FileInfo, Spool, path_of, show};
 
 /// No more is gathered for [`Spool::before`] and [`range`]: what lies further back is not had.
@@ -74,7 +74,7 @@ impl Spool {
                     if is_full && chunk.carry.is_some() {
                         break;
                     }
-                    stretch.last = place(chunk.end());
+                    stretch.last = place(chunk.end);
                     stretch.times.extend(chunk.times);
                     stretch.next_pos = reader.pos();
                     bytes.extend_from_slice(&chunk.bytes);
@@ -133,7 +133,7 @@ impl Spool {
             if chunk.offset >= from.offset {
                 break;
             }
-            let part = cut(&chunk, chunk.offset, from.offset);
+            let part = chunk.cut(chunk.offset, from.offset);
             match &mut gathered {
                 Some((_, bytes)) if chunk.carry.is_none() => bytes.extend_from_slice(&part),
                 _ => gathered = Some((chunk.into_chunk(&from.epoch), BytesMut::from(&part[..]))),
@@ -174,7 +174,7 @@ pub(in crate::follow) fn range(dir: &Path, from: &Place, to: &Place) -> Result<O
         };
         while let Some(record) = reader.next().map_err(failed)? {
             let Record::Chunk(chunk) = record else { continue };
-            if chunk.end() <= at && !(at == to.offset && chunk.end() == at) {
+            if chunk.end <= at && !(at == to.offset && chunk.end == at) {
                 // The state at a chunk before is still the best known if the next has none of its own.
                 if chunk.carry.is_some() {
                     carry = chunk.carry;
@@ -187,9 +187,9 @@ pub(in crate::follow) fn range(dir: &Path, from: &Place, to: &Place) -> Result<O
             if at == from.offset && bytes.is_empty() && chunk.carry.is_some() {
                 carry.clone_from(&chunk.carry);
             }
-            let part = cut(&chunk, at, to.offset);
+            let part = chunk.cut(at, to.offset);
             bytes.extend_from_slice(&part);
-            at = Offset(at.0 + part.len() as u128);
+            at = chunk.end.min(to.offset);
             if bytes.len() > GATHER_BYTES_MAX {
                 return Ok(None);
             }
@@ -200,16 +200,6 @@ pub(in crate::follow) fn range(dir: &Path, from: &Place, to: &Place) -> Result<O
         }
     }
     Ok(None)
-}
-
-/// The part of a chunk between two offsets.
-fn cut(chunk: &ChunkRecord, from: Offset, to: Offset) -> Bytes {
-    let within = |offset: Offset| {
-        let ahead = offset.0.saturating_sub(chunk.offset.0);
-        usize::try_from(ahead).unwrap_or(usize::MAX).min(chunk.bytes.len())
-    };
-    let (from, to) = (within(from), within(to));
-    chunk.bytes.slice(from..to.max(from))
 }
 
 fn reader(path: &Path, pos: u64, end: u64) -> Result<Reader<BufReader<File>>> {

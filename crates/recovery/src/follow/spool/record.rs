@@ -56,6 +56,8 @@ pub(in crate::follow) struct Note {
 pub(in crate::follow) struct ChunkRecord {
     /// The offset of its first byte.
     pub offset: Offset,
+    /// The offset behind it: further by its bytes, unless this lane counts something else.
+    pub end: Offset,
     /// As [`Chunk::carry`].
     pub carry: Option<String>,
     /// As [`Chunk::times`].
@@ -65,9 +67,18 @@ pub(in crate::follow) struct ChunkRecord {
 }
 
 impl ChunkRecord {
-    /// The offset behind its last byte.
-    pub fn end(&self) -> Offset {
-        Offset(self.offset.0 + self.bytes.len() as u128)
+    /// The part between two offsets. Where offsets do not count bytes a chunk is one piece: all of it, or nothing.
+    pub fn cut(&self, from: Offset, to: Offset) -> Bytes {
+        if self.end.0 - self.offset.0 != self.bytes.len() as u128 {
+            let is_within = from <= self.offset && self.end <= to;
+            return if is_within { self.bytes.clone() } else { Bytes::new() };
+        }
+        let within = |offset: Offset| {
+            let ahead = offset.0.saturating_sub(self.offset.0);
+            usize::try_from(ahead).unwrap_or(usize::MAX).min(self.bytes.len())
+        };
+        let (from, to) = (within(from), within(to));
+        self.bytes.slice(from..to.max(from))
     }
 
     /// As the chunk that it was.
@@ -82,10 +93,11 @@ impl ChunkRecord {
 }
 
 /// Appends the frame of a chunk to `out`, without copying its bytes more than once.
-pub(in crate::follow) fn write_chunk(out: &mut Vec<u8>, chunk: &Chunk) {
+pub(in crate::follow) fn write_chunk(out: &mut Vec<u8>, chunk: &Chunk, end: Offset) {
     let carry_len = chunk.carry.as_ref().map_or(0, String::len);
-    frame(out, KIND_CHUNK, 40 + carry_len + chunk.times.len() * 32 + chunk.bytes.len(), |out| {
+    frame(out, KIND_CHUNK, 56 + carry_len + chunk.times.len() * 32 + chunk.bytes.len(), |out| {
         out.extend_from_slice(&chunk.at.offset.0.to_le_bytes());
+        out.extend_from_slice(&end.0.to_le_bytes());
         match &chunk.carry {
             None => out.extend_from_slice(&u32::MAX.to_le_bytes()),
             Some(carry) => {
@@ -205,6 +217,7 @@ fn parse(body: Bytes) -> Option<Record> {
 fn parse_chunk(mut body: Bytes) -> Option<ChunkRecord> {
     let mut take = |n: usize| (body.len() >= n).then(|| body.split_to(n));
     let offset = Offset(u128::from_le_bytes(take(16)?.as_ref().try_into().ok()?));
+    let end = Offset(u128::from_le_bytes(take(16)?.as_ref().try_into().ok()?));
     let carry_len = u32::from_le_bytes(take(4)?.as_ref().try_into().ok()?);
     let carry = match carry_len {
         u32::MAX => None,
@@ -220,7 +233,7 @@ fn parse_chunk(mut body: Bytes) -> Option<ChunkRecord> {
         })
     };
     let times = marks.chunks_exact(32).map(mark).collect::<Option<Vec<_>>>()?;
-    Some(ChunkRecord { offset, carry, times, bytes: body })
+    (end > offset).then_some(ChunkRecord { offset, end, carry, times, bytes: body })
 }
 
 #[cfg(test)]
@@ -255,10 +268,11 @@ mod tests {
         };
         let mut file = Vec::new();
         write_start(&mut file, &start);
-        write_chunk(&mut file, &chunk);
+        write_chunk(&mut file, &chunk, 85.into());
         write_note(&mut file, &note);
         let record = ChunkRecord {
             offset: chunk.at.offset,
+            end: 85.into(),
             carry: chunk.carry.clone(),
             times: chunk.times.clone(),
             bytes: chunk.bytes,

@@ -31,6 +31,10 @@ fn chunk(epoch: &str, from: u64, len: usize, carry: Option<&str>) -> Chunk {
     }
 }
 
+fn put(spool: &Spool, chunk: &Chunk) -> Result<bool> {
+    spool.append(chunk, Offset(chunk.at.offset.0 + chunk.bytes.len() as u128))
+}
+
 /// All log in the files of `epoch`, and whether it is without gap and as it was sent.
 fn content(spool: &Spool, epoch: &str) -> Option<(u64, u64)> {
     let mut all: Option<(u64, u64)> = None;
@@ -57,21 +61,21 @@ fn content(spool: &Spool, epoch: &str) -> Option<(u64, u64)> {
 fn what_was_flushed_is_there_again_and_goes_on() {
     let dir = tempfile::tempdir().unwrap();
     let spool = open(dir.path());
-    assert!(spool.append(&chunk("1", 100, 10, Some(""))).is_err(), "not begun");
+    assert!(put(&spool, &chunk("1", 100, 10, Some(""))).is_err(), "not begun");
     spool.begin(Place::new("1", 100)).unwrap();
     for n in 0..50 {
-        spool.append(&chunk("1", 100 + n * 200, 200, Some("c"))).unwrap();
+        put(&spool, &chunk("1", 100 + n * 200, 200, Some("c"))).unwrap();
     }
     assert_eq!(spool.flush().unwrap(), Some(Place::new("1", 10_100)));
     assert!(spool.files().len() > 1, "files end at their limit");
     assert!(Spool::open(dir.path(), limits()).is_err(), "one process at a time");
-    spool.append(&chunk("1", 10_100, 5, Some(""))).unwrap();
+    put(&spool, &chunk("1", 10_100, 5, Some(""))).unwrap();
     drop(spool);
     let spool = open(dir.path());
     assert_eq!(spool.end(), Some(Place::new("1", 10_100)), "what was not flushed is gone");
     assert_eq!(content(&spool, "1"), Some((100, 10_100)));
     assert_eq!(spool.complete_to(), Some(Instant(9900)));
-    spool.append(&chunk("1", 10_100, 5, None)).unwrap();
+    put(&spool, &chunk("1", 10_100, 5, None)).unwrap();
     spool.flush().unwrap();
     assert_eq!(content(&spool, "1"), Some((100, 10_105)));
 }
@@ -81,13 +85,13 @@ fn gaps_overlaps_and_beginnings_without_state_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let spool = open(dir.path());
     spool.begin(Place::new("1", 0)).unwrap();
-    let refused = |chunk: &Chunk| assert_eq!(spool.append(chunk).unwrap_err().kind, Kind::Invalid);
+    let refused = |chunk: &Chunk| assert_eq!(put(&spool, chunk).unwrap_err().kind, Kind::Invalid);
     refused(&chunk("1", 0, 10, None));
-    spool.append(&chunk("1", 0, 10, Some(""))).unwrap();
+    put(&spool, &chunk("1", 0, 10, Some(""))).unwrap();
     refused(&chunk("1", 9, 10, Some("")));
     refused(&chunk("1", 11, 10, Some("")));
     refused(&chunk("2", 10, 10, Some("")));
-    spool.append(&chunk("1", 10, 10, None)).unwrap();
+    put(&spool, &chunk("1", 10, 10, None)).unwrap();
 }
 
 #[test]
@@ -95,7 +99,7 @@ fn branches_leave_where_there_is_log_and_keep_the_ended_one() {
     let dir = tempfile::tempdir().unwrap();
     let spool = open(dir.path());
     spool.begin(Place::new("1", 0)).unwrap();
-    spool.append(&chunk("1", 0, 100, Some(""))).unwrap();
+    put(&spool, &chunk("1", 0, 100, Some(""))).unwrap();
     let to = |epoch: &str, parent: Option<Place>, first: u64| Branch {
         epoch: Epoch(epoch.to_owned()),
         parent,
@@ -112,7 +116,7 @@ fn branches_leave_where_there_is_log_and_keep_the_ended_one() {
     let own = to("1", None, 0);
     spool.branch(own.clone(), Some(Bytes::from_static(b"history"))).unwrap();
     spool.branch(to("2", Some(Place::new("1", 60)), 60), None).unwrap();
-    spool.append(&chunk("2", 60, 10, Some(""))).unwrap();
+    put(&spool, &chunk("2", 60, 10, Some(""))).unwrap();
     spool.flush().unwrap();
     let files = spool.files();
     assert_eq!(files[0].end, Place::new("1", 100));
@@ -123,7 +127,7 @@ fn branches_leave_where_there_is_log_and_keep_the_ended_one() {
     assert_eq!(spool.end(), Some(Place::new("2", 70)));
     // That branch died too, and another left the first epoch elsewhere.
     spool.branch(to("3", Some(Place::new("1", 90)), 90), None).unwrap();
-    spool.append(&chunk("3", 90, 10, Some(""))).unwrap();
+    put(&spool, &chunk("3", 90, 10, Some(""))).unwrap();
     spool.flush().unwrap();
     assert_eq!(content(&spool, "1"), Some((0, 100)));
     assert_eq!(content(&spool, "3"), Some((90, 100)));
@@ -136,7 +140,7 @@ fn an_adapter_reads_its_state_back() {
     spool.begin(Place::new("1", 0)).unwrap();
     assert!(spool.before(&Place::new("1", 0)).unwrap().is_none());
     for (from, carry) in [(0, Some("a")), (10, Some("b")), (20, None), (30, Some("c"))] {
-        spool.append(&chunk("1", from, 10, carry)).unwrap();
+        put(&spool, &chunk("1", from, 10, carry)).unwrap();
     }
     for (from, first, carry) in [(40, 30, "c"), (30, 10, "b"), (25, 10, "b"), (7, 0, "a")] {
         let before = spool.before(&Place::new("1", from)).unwrap().unwrap();
@@ -156,7 +160,7 @@ fn another_process_sees_the_end_and_reads_a_range() {
     let spool = open(dir.path());
     spool.begin(Place::new("1", 0)).unwrap();
     for n in 0..100 {
-        spool.append(&chunk("1", n * 100, 100, Some(&format!("at {}", n * 100)))).unwrap();
+        put(&spool, &chunk("1", n * 100, 100, Some(&format!("at {}", n * 100)))).unwrap();
     }
     spool.flush().unwrap();
     assert!(spool.files().len() > 2);
@@ -181,25 +185,25 @@ fn a_full_disk_takes_nothing_back_and_a_roll_back_does() {
     let dir = tempfile::tempdir().unwrap();
     let spool = open(dir.path());
     spool.begin(Place::new("1", 0)).unwrap();
-    spool.append(&chunk("1", 0, 100, Some(""))).unwrap();
+    put(&spool, &chunk("1", 0, 100, Some(""))).unwrap();
     spool.flush().unwrap();
     // The next file cannot be made: a folder stands in its place.
     std::fs::create_dir(path_of(dir.path(), 1)).unwrap();
     spool.ask_rotate();
-    spool.append(&chunk("1", 100, 100, Some(""))).unwrap();
+    put(&spool, &chunk("1", 100, 100, Some(""))).unwrap();
     assert_eq!(spool.flush().unwrap_err().kind, Kind::Io);
     assert_eq!(spool.end(), Some(Place::new("1", 200)));
-    spool.append(&chunk("1", 200, 100, None)).unwrap();
+    put(&spool, &chunk("1", 200, 100, None)).unwrap();
     assert!(spool.flush().is_err());
     std::fs::remove_dir(path_of(dir.path(), 1)).unwrap();
     assert_eq!(spool.flush().unwrap(), Some(Place::new("1", 300)));
     assert_eq!(content(&spool, "1"), Some((0, 300)));
     std::fs::create_dir(path_of(dir.path(), 2)).unwrap();
     spool.ask_rotate();
-    spool.append(&chunk("1", 300, 100, Some(""))).unwrap();
+    put(&spool, &chunk("1", 300, 100, Some(""))).unwrap();
     assert!(spool.flush().is_err());
     assert_eq!(spool.roll_back(), Some(Place::new("1", 300)));
-    spool.append(&chunk("1", 300, 50, None)).unwrap();
+    put(&spool, &chunk("1", 300, 50, None)).unwrap();
     spool.flush().unwrap();
     assert_eq!(content(&spool, "1"), Some((0, 350)));
 }
@@ -210,7 +214,7 @@ fn a_flipped_bit_in_an_older_file_is_said_and_costs_only_what_is_behind_it() {
     let spool = open(dir.path());
     spool.begin(Place::new("1", 0)).unwrap();
     for n in 0..100 {
-        spool.append(&chunk("1", n * 100, 100, Some(""))).unwrap();
+        put(&spool, &chunk("1", n * 100, 100, Some(""))).unwrap();
     }
     spool.flush().unwrap();
     let last = spool.files().last().unwrap().clone();
@@ -267,7 +271,7 @@ proptest! {
                     Act::Append(len, carry) => {
                         let first = !spool.shared().current.unwrap().has_log;
                         let carry = (*carry || first).then_some("state");
-                        spool.append(&chunk(&end.epoch.0, from, *len, carry)).unwrap();
+                        put(&spool, &chunk(&end.epoch.0, from, *len, carry)).unwrap();
                     }
                     Act::Flush => drop(spool.flush().unwrap()),
                     Act::Rotate => spool.ask_rotate(),
