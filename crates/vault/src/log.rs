@@ -30,6 +30,15 @@ pub enum LogEntry {
         /// The engine's own record (a timeline history file).
         history: Option<Bytes>,
     },
+    /// What follows `from` was lost: the window ends there, and another begins with a later snapshot.
+    Hole {
+        /// The end of the log before it.
+        from: Place,
+        /// When it was found.
+        time: Bracket,
+        /// Why, in a few words that can be part of a name: `[a-z0-9-]{1,60}`.
+        reason: String,
+    },
 }
 
 /// A stretch of log to be written.
@@ -64,6 +73,9 @@ pub struct LogObject {
     pub segment: Segment,
     /// Of a branch: where it branched off.
     pub parent: Option<Place>,
+    /// Of a hole: why, as [`LogEntry::Hole`] said.
+    #[serde(default)]
+    pub reason: Option<String>,
     /// What it names itself by: a keyed hash of its name and its bytes.
     pub tag: String,
     /// The tag of the object before it in its generation; zeros for the first.
@@ -86,6 +98,8 @@ pub enum LogKind {
     Beat,
     /// A switch to another epoch.
     Branch,
+    /// A declared hole.
+    Hole,
 }
 
 /// A [`LogObject`] that was read, decrypted and checked.
@@ -95,6 +109,8 @@ pub enum LogContent {
     Segment(SegmentData),
     /// Of a beat: nothing that its name does not tell.
     Beat,
+    /// Of a hole: nothing that its name does not tell.
+    Hole,
     /// Of a branch.
     Branch {
         /// Which.
