@@ -9,9 +9,9 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use mainstay_model::{
-    Access, Backup, Cluster, ClusterName, ClusterShape, Control, Environment, EnvironmentName, Exact, Fleet, GroupName,
-    Hosts, Keep, Nodes, Objective, RecoveryGroup, Schedule, Tier, TierName, Tls, TlsMode, VaultName, VaultSpec, VaultUrl,
-    parse_duration,
+    Access, Backup, Cluster, ClusterName, ClusterShape, Control, Environment, EnvironmentName, Exact, Fleet,
+    GroupName, Hosts, Keep, Nodes, Objective, RecoveryGroup, Schedule, Tier, TierName, Tls, TlsMode,
+    VaultName, VaultSpec, VaultUrl, parse_duration,
 };
 
 use crate::tree::{Node, Value};
@@ -58,7 +58,9 @@ pub fn draft(root: &Node, environment: EnvironmentName, hosts: Hosts, base_dir: 
         vaults,
         tiers: names::<TierName>(&tree, "tiers").map(|(name, node)| (name, tier(node))).collect(),
         clusters,
-        recovery_groups: names::<GroupName>(&tree, "recovery_groups").map(|(name, node)| (name.clone(), group(name, node))).collect(),
+        recovery_groups: names::<GroupName>(&tree, "recovery_groups")
+            .map(|(name, node)| (name.clone(), group(name, node)))
+            .collect(),
         base_dir: base_dir.to_owned(),
     };
     Draft { fleet, tree }
@@ -66,7 +68,9 @@ pub fn draft(root: &Node, environment: EnvironmentName, hosts: Hosts, base_dir: 
 
 /// The tree with an environment's overrides laid over its clusters. Those of clusters that are not there are left out.
 fn overlaid(root: &Node, environment: &str) -> Node {
-    let (Some(over), Some(below)) = (root.find(&["environments", environment, "clusters"]), root.get("clusters")) else {
+    let (Some(over), Some(below)) =
+        (root.find(&["environments", environment, "clusters"]), root.get("clusters"))
+    else {
         return root.clone();
     };
     let known = over.entries().iter().filter(|entry| below.entry(&entry.key).is_some()).cloned().collect();
@@ -122,11 +126,18 @@ fn tier(node: &Node) -> Tier {
     }
 }
 
-fn cluster(name: ClusterName, node: &Node, hosts: &Hosts, vaults: &BTreeMap<VaultName, VaultSpec>) -> Option<Cluster> {
+fn cluster(
+    name: ClusterName,
+    node: &Node,
+    hosts: &Hosts,
+    vaults: &BTreeMap<VaultName, VaultSpec>,
+) -> Option<Cluster> {
     let local = *hosts == Hosts::Local;
     let nodes = match node.get("nodes") {
         // Where the file has other environments for the hosts, a local one rehearses with as many servers of its own.
-        Some(list) if local && !list.items().is_empty() => Nodes::Count(u32::try_from(list.items().len()).ok()?),
+        Some(list) if local && !list.items().is_empty() => {
+            Nodes::Count(u32::try_from(list.items().len()).ok()?)
+        }
         Some(list) if !list.items().is_empty() => Nodes::Named(items(Some(list))),
         count => Nodes::Count(read(count).unwrap_or(1)),
     };
@@ -136,7 +147,11 @@ fn cluster(name: ClusterName, node: &Node, hosts: &Hosts, vaults: &BTreeMap<Vaul
         password: read(node.get("password")),
         tls: node.get("tls").map(tls),
     };
-    let control = |node: &Node| Control { stop: text(node.get("stop")), start: text(node.get("start")), data: path(node.get("data")) };
+    let control = |node: &Node| Control {
+        stop: text(node.get("stop")),
+        start: text(node.get("start")),
+        data: path(node.get("data")),
+    };
     let setting = |entry: &crate::tree::Entry| Some((entry.key.clone(), entry.value.text()?.to_owned()));
     Some(Cluster {
         name,
@@ -146,7 +161,10 @@ fn cluster(name: ClusterName, node: &Node, hosts: &Hosts, vaults: &BTreeMap<Vaul
         cluster: node.get("cluster").map(shape),
         tier: read(node.get("tier")),
         memory: read(node.get("memory")),
-        config: node.get("config").map(|all| all.entries().iter().filter_map(setting).collect()).unwrap_or_default(),
+        config: node
+            .get("config")
+            .map(|all| all.entries().iter().filter_map(setting).collect())
+            .unwrap_or_default(),
         backup: node.get("backup").map(|node| backup(node, vaults)),
         access: node.get("access").filter(|_| !local).map(access),
         control: node.get("control").filter(|_| !local).map(control),
@@ -170,7 +188,8 @@ fn backup(node: &Node, vaults: &BTreeMap<VaultName, VaultSpec>) -> Backup {
 fn keep(node: Option<&Node>) -> Keep {
     let count = |name| read::<u32>(node.and_then(|node| node.get(name)));
     let length = |name| duration(node.and_then(|node| node.get(name)));
-    let (daily, weekly, monthly, yearly) = (count("daily"), count("weekly"), count("monthly"), count("yearly"));
+    let (daily, weekly, monthly, yearly) =
+        (count("daily"), count("weekly"), count("monthly"), count("yearly"));
     let counted = daily.or(weekly).or(monthly).or(yearly).is_some();
     let within = length("within").unwrap_or(if counted { Duration::ZERO } else { 30 * DAY });
     Keep {
@@ -245,4 +264,3 @@ fn items<T: FromStr>(node: Option<&Node>) -> Vec<T> {
 fn texts(node: Option<&Node>) -> Vec<String> {
     node.map(Node::items).unwrap_or_default().iter().filter_map(|item| text(Some(item))).collect()
 }
-

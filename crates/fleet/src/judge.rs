@@ -28,13 +28,23 @@ pub fn names(root: &Node, engines: &[&dyn Engine], report: &mut Report) {
         sections.push(overrides);
         for entry in overrides.entries().iter().filter(|entry| !clusters.contains(&entry.key.as_str())) {
             let message = format!("there is no cluster `{}` to override", short(&entry.key));
-            report.add(codes::UNKNOWN_CLUSTER, entry.key_at, message, suggest(&entry.key, &clusters, "clusters"));
+            report.add(
+                codes::UNKNOWN_CLUSTER,
+                entry.key_at,
+                message,
+                suggest(&entry.key, &clusters, "clusters"),
+            );
         }
     }
     for entry in sections.iter().flat_map(|section| section.entries()) {
         let Some(node) = entry.value.get("engine") else { continue };
-        let Some(name) = node.text().filter(|name| engines.iter().all(|engine| engine.name() != *name)) else { continue };
-        let alias = engines.iter().find(|engine| engine.aliases().iter().any(|alias| alias.eq_ignore_ascii_case(name)));
+        let Some(name) = node.text().filter(|name| engines.iter().all(|engine| engine.name() != *name))
+        else {
+            continue;
+        };
+        let alias = engines
+            .iter()
+            .find(|engine| engine.aliases().iter().any(|alias| alias.eq_ignore_ascii_case(name)));
         let hint = match alias {
             Some(engine) => format!("write `{}`", engine.name()),
             None => suggest(name, &engines.iter().map(|engine| engine.name()).collect::<Vec<_>>(), "engines"),
@@ -70,22 +80,39 @@ fn places(draft: &Draft, cluster: &Cluster, report: &mut Report) {
     match environment.hosts {
         Hosts::External => {
             let at = draft.tree.locate(&["clusters", name, "nodes"]);
-            if matches!(cluster.nodes, Nodes::Count(_)) && node("nodes").is_none_or(|nodes| nodes.items().is_empty()) {
-                let message = format!("`{}` has servers that run already, and `{name}` does not say where", environment.name);
+            if matches!(cluster.nodes, Nodes::Count(_))
+                && node("nodes").is_none_or(|nodes| nodes.items().is_empty())
+            {
+                let message = format!(
+                    "`{}` has servers that run already, and `{name}` does not say where",
+                    environment.name
+                );
                 let hint = "write `nodes: [\"host:port\", …]`, here or in the environment's `clusters`";
-                report.add(codes::EXTERNAL_NEEDS_NODES, at, message, hint);
+                report.add_judged(codes::EXTERNAL_NEEDS_NODES, at, message, hint);
             }
             if cluster.access.is_none() && node("access").is_none() {
-                let message = format!("`{}` has servers that run already, and `{name}` does not say how to get in", environment.name);
-                let hint = "add `access: { user: …, password: \"env:…\" }`, here or in the environment's `clusters`";
-                report.add(codes::EXTERNAL_NEEDS_ACCESS, draft.tree.locate(&["clusters", name]), message, hint);
+                let message = format!(
+                    "`{}` has servers that run already, and `{name}` does not say how to get in",
+                    environment.name
+                );
+                let hint =
+                    "add `access: { user: …, password: \"env:…\" }`, here or in the environment's `clusters`";
+                report.add_judged(
+                    codes::EXTERNAL_NEEDS_ACCESS,
+                    draft.tree.locate(&["clusters", name]),
+                    message,
+                    hint,
+                );
             }
         }
         Hosts::Local if !has_other_hosts(&draft.tree) => {
             if let Some(list) = node("nodes").filter(|nodes| !nodes.items().is_empty()) {
-                let message = format!("`{name}` names hosts, but `{}` starts its servers on this machine", environment.name);
+                let message = format!(
+                    "`{name}` names hosts, but `{}` starts its servers on this machine",
+                    environment.name
+                );
                 let hint = "write `hosts: external` for servers that run already, or a number of nodes";
-                report.add(codes::LOCAL_NAMES_HOSTS, list.at, message, hint);
+                report.add_judged(codes::LOCAL_NAMES_HOSTS, list.at, message, hint);
             }
         }
         Hosts::Local | Hosts::Kubernetes { .. } => {}
@@ -100,12 +127,17 @@ fn has_other_hosts(tree: &Node) -> bool {
 
 fn shape(draft: &Draft, cluster: &Cluster, report: &mut Report) {
     let Some(shape) = cluster.cluster else { return };
-    let (count, each) = (cluster.nodes.count(), shape.replicas + 1);
+    let (count, each) = (cluster.nodes.count(), shape.replicas.saturating_add(1));
     if !count.is_multiple_of(each) {
         let at = draft.tree.locate(&["clusters", cluster.name.as_str(), "nodes"]);
-        let message = format!("{count} nodes cannot be divided into primaries with {} each", plural(shape.replicas, "replica"));
-        let hint = format!("write {} or {}", count / each * each, (count / each + 1) * each).replace("write 0 or ", "write ");
-        report.add(codes::NODES_DO_NOT_DIVIDE, at, message, hint);
+        let message = format!(
+            "{} cannot be divided into primaries with {} each",
+            plural(count, "node"),
+            plural(shape.replicas, "replica")
+        );
+        let hint = format!("write {} or {}", count / each * each, (count / each + 1) * each)
+            .replace("write 0 or ", "write ");
+        report.add_judged(codes::NODES_DO_NOT_DIVIDE, at, message, hint);
     }
 }
 
@@ -118,7 +150,12 @@ fn tier(draft: &Draft, cluster: &Cluster, report: &mut Report) {
         let at = tree.locate(&["clusters", cluster.name.as_str(), "tier"]);
         // A tier whose section is broken was noted as such.
         if !tiers.contains(&name.as_str()) {
-            report.add(codes::UNKNOWN_TIER, at, format!("there is no tier `{name}`"), suggest(name.as_str(), &tiers, "tiers"));
+            report.add_judged(
+                codes::UNKNOWN_TIER,
+                at,
+                format!("there is no tier `{name}`"),
+                suggest(name.as_str(), &tiers, "tiers"),
+            );
         }
         return;
     };
@@ -136,7 +173,7 @@ fn tier(draft: &Draft, cluster: &Cluster, report: &mut Report) {
             format_duration(rpo),
             cluster.name
         );
-        report.add(codes::RPO_TOO_TIGHT, at, message, hint);
+        report.add_judged(codes::RPO_TOO_TIGHT, at, message, hint);
     }
 }
 
@@ -144,28 +181,48 @@ fn tier(draft: &Draft, cluster: &Cluster, report: &mut Report) {
 fn shortfall(backup: Option<&Backup>, rpo: Duration) -> Option<(String, String)> {
     let follow = "add `follow: true` to its `backup`, or take another tier".to_owned();
     let Some(backup) = backup else {
-        return Some(("it has none".to_owned(), "add `backup: { follow: true }` to the cluster, or take another tier".to_owned()));
+        return Some((
+            "it has none".to_owned(),
+            "add `backup: { follow: true }` to the cluster, or take another tier".to_owned(),
+        ));
     };
     if backup.follow {
         let best = format!("a followed log is in the vault within {}", format_duration(FOLLOWED_RPO));
-        return (rpo < FOLLOWED_RPO).then(|| (best, format!("write {} or more", format_duration(FOLLOWED_RPO))));
+        return (rpo < FOLLOWED_RPO)
+            .then(|| (best, format!("write {} or more", format_duration(FOLLOWED_RPO))));
     }
     let Some(schedule) = &backup.snapshot else {
         return Some(("its log is not followed and no snapshots are scheduled".to_owned(), follow));
     };
     let gap = schedule.longest_gap();
-    (rpo < gap).then(|| (format!("its snapshots (`{schedule}`) are up to {} apart, and its log is not followed", format_duration(gap)), follow))
+    (rpo < gap).then(|| {
+        (
+            format!(
+                "its snapshots (`{schedule}`) are up to {} apart, and its log is not followed",
+                format_duration(gap)
+            ),
+            follow,
+        )
+    })
 }
 
 fn vault(draft: &Draft, cluster: &Cluster, backup: &Backup, report: &mut Report) {
-    let vaults: Vec<&str> = draft.tree.get("vaults").map(|all| all.keys().collect()).unwrap_or_else(|| vec!["main"]);
+    // Vaults that are no mapping were noted as such.
+    if draft.tree.get("vaults").is_some_and(|all| !matches!(all.value, Value::Map(_))) {
+        return;
+    }
+    let vaults: Vec<&str> =
+        draft.tree.get("vaults").map(|all| all.keys().collect()).unwrap_or_else(|| vec!["main"]);
     if vaults.contains(&backup.vault.as_str()) {
         return;
     }
     let path = ["clusters", cluster.name.as_str(), "backup", "vault"];
     let at = draft.tree.locate(&path);
     let (message, hint) = match draft.tree.find(&path) {
-        Some(_) => (format!("there is no vault `{}`", backup.vault), suggest(backup.vault.as_str(), &vaults, "vaults")),
+        Some(_) => (
+            format!("there is no vault `{}`", backup.vault),
+            suggest(backup.vault.as_str(), &vaults, "vaults"),
+        ),
         None if vaults.is_empty() => (
             format!("`{}` is backed up, and there is no vault", cluster.name),
             "add `vaults: { main: { url: \"file:vault\" } }`".to_owned(),
@@ -175,7 +232,7 @@ fn vault(draft: &Draft, cluster: &Cluster, backup: &Backup, report: &mut Report)
             format!("name one with `vault:`, or call one `main`; there are {}", list(vaults.iter().copied())),
         ),
     };
-    report.add(codes::UNKNOWN_VAULT, at, message, hint);
+    report.add_judged(codes::UNKNOWN_VAULT, at, message, hint);
 }
 
 /// Snapshots outlive the interval between them.
@@ -194,7 +251,7 @@ fn keep(draft: &Draft, cluster: &Cluster, backup: &Backup, report: &mut Report) 
         format_duration(gap)
     );
     let hint = format!("keep them for {} or longer, or take them more often", format_duration(gap));
-    report.add(codes::KEEP_TOO_SHORT, at, message, hint);
+    report.add_judged(codes::KEEP_TOO_SHORT, at, message, hint);
 }
 
 /// What only the engine can judge. Asked of clusters that are otherwise right.
@@ -213,7 +270,19 @@ fn settings(draft: &Draft, cluster: &Cluster, engines: &[&dyn Engine], report: &
                 if mistake.key == "version" { codes::BAD_VERSION } else { codes::BAD_SHAPE }
             }
         };
-        report.add(code, draft.tree.locate(&path), mistake.message, mistake.hint.unwrap_or_default());
+        let at = match code {
+            // A setting is shown by its name: it may be the name that the engine does not know.
+            codes::BAD_SETTING => {
+                draft.tree.find(&path[..3]).and_then(|all| Some(all.entry(path.get(3)?)?.key_at))
+            }
+            _ => None,
+        };
+        report.add_judged(
+            code,
+            at.unwrap_or_else(|| draft.tree.locate(&path)),
+            mistake.message,
+            mistake.hint.unwrap_or_default(),
+        );
     }
 }
 
@@ -226,21 +295,25 @@ fn groups(draft: &Draft, report: &mut Report) {
             let at = tree.locate(&["recovery_groups", name]);
             let message = format!("`{name}` is a cluster and a recovery group");
             let hint = "commands take either by name, so rename one of them";
-            report.add(codes::DUPLICATE_NAME, at, message, hint);
+            report.add_judged(codes::DUPLICATE_NAME, at, message, hint);
         }
         members(draft, name, &clusters, report);
         let Some(exact) = &group.exact else { continue };
         if let Some(every) = group.every.filter(|every| exact.every < *every) {
             let at = tree.locate(&["recovery_groups", name, "exact", "every"]);
-            let message = format!("exact points every {} are more than points every {}", format_duration(exact.every), format_duration(every));
+            let message = format!(
+                "exact points every {} are more than points every {}",
+                format_duration(exact.every),
+                format_duration(every)
+            );
             let hint = format!("write {} or longer, or shorten the group's `every`", format_duration(every));
-            report.add(codes::EXACT_TOO_OFTEN, at, message, hint);
+            report.add_judged(codes::EXACT_TOO_OFTEN, at, message, hint);
         }
         if exact.stall < STALL.0 || exact.stall > STALL.1 {
             let at = tree.locate(&["recovery_groups", name, "exact", "stall"]);
             let message = format!("writes cannot be held for {}", format_duration(exact.stall));
             let hint = "write between 1ms and 1s; 20ms is enough for most";
-            report.add(codes::STALL_OUT_OF_RANGE, at, message, hint);
+            report.add_judged(codes::STALL_OUT_OF_RANGE, at, message, hint);
         }
     }
     let intervals = tree.get("recovery_groups").map(Node::entries).unwrap_or_default();
@@ -249,7 +322,12 @@ fn groups(draft: &Draft, report: &mut Report) {
         for node in paths.iter().filter_map(|path| entry.value.find(path)) {
             let every = node.text().and_then(|text| mainstay_model::parse_duration(text).ok());
             if every.is_some_and(|every| every < Duration::from_secs(1)) {
-                report.add(codes::BAD_DURATION, node.at, "points cannot be set more often than every second", "write `1s` or longer");
+                report.add_judged(
+                    codes::BAD_DURATION,
+                    node.at,
+                    "points cannot be set more often than every second",
+                    "write `1s` or longer",
+                );
             }
         }
     }
@@ -260,27 +338,38 @@ fn members(draft: &Draft, group: &str, clusters: &[&str], report: &mut Report) {
     let Some(list) = draft.tree.find(&["recovery_groups", group, "members"]) else { return };
     if matches!(&list.value, Value::List(items) if items.is_empty()) {
         let hint = format!("there are {}", self::list(clusters.iter().copied()));
-        report.add(codes::GROUP_NAMES_NOBODY, list.at, format!("the recovery group `{group}` has no members"), hint);
+        report.add_judged(
+            codes::GROUP_NAMES_NOBODY,
+            list.at,
+            format!("the recovery group `{group}` has no members"),
+            hint,
+        );
     }
     let mut seen: Vec<&str> = Vec::new();
     for item in list.items() {
         let Some(member) = item.text() else { continue };
         if seen.contains(&member) {
             let message = format!("`{member}` is in `{group}` twice");
-            report.add(codes::DUPLICATE_NAME, item.at, message, "list each member once");
+            report.add_judged(codes::DUPLICATE_NAME, item.at, message, "list each member once");
             continue;
         }
         seen.push(member);
         if !clusters.contains(&member) {
             let message = format!("there is no cluster `{}`", short(member));
-            report.add(codes::UNKNOWN_CLUSTER, item.at, message, suggest(member, clusters, "clusters"));
+            report.add_judged(
+                codes::UNKNOWN_CLUSTER,
+                item.at,
+                message,
+                suggest(member, clusters, "clusters"),
+            );
             continue;
         }
         let Some(cluster) = draft.fleet.clusters.get(member) else { continue };
         if !cluster.backup.as_ref().is_some_and(|backup| backup.follow) {
-            let message = format!("`{member}` is not followed, so it cannot be brought to the instant of `{group}`");
+            let message =
+                format!("`{member}` is not followed, so it cannot be brought to the instant of `{group}`");
             let hint = format!("give `{member}` a `backup: {{ follow: true }}`, or take it out of the group");
-            report.add(codes::MEMBER_NOT_FOLLOWED, item.at, message, hint);
+            report.add_judged(codes::MEMBER_NOT_FOLLOWED, item.at, message, hint);
         }
     }
 }
@@ -292,7 +381,12 @@ fn vaults(draft: &Draft, report: &mut Report) {
             for key in ["endpoint", "region", "access_key", "secret_key"] {
                 if let Some(node) = draft.tree.find(&path(key)) {
                     let message = format!("the vault `{name}` is a folder and has no `{key}`");
-                    report.add(codes::KEY_DOES_NOT_APPLY, node.at, message, "remove it, or write an `s3://` URL");
+                    report.add_judged(
+                        codes::KEY_DOES_NOT_APPLY,
+                        node.at,
+                        message,
+                        "remove it, or write an `s3://` URL",
+                    );
                 }
             }
         }
@@ -300,7 +394,12 @@ fn vaults(draft: &Draft, report: &mut Report) {
         for copy in &vault.copies {
             if seen.contains(&copy) {
                 let at = draft.tree.locate(&path("copies"));
-                report.add(codes::DUPLICATE_NAME, at, format!("`{copy}` is named twice in the vault `{name}`"), "a copy lies elsewhere");
+                report.add_judged(
+                    codes::DUPLICATE_NAME,
+                    at,
+                    format!("`{copy}` is named twice in the vault `{name}`"),
+                    "a copy lies elsewhere",
+                );
             }
             seen.push(copy);
         }

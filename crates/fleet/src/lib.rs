@@ -51,10 +51,13 @@ pub fn load(path: &Path, environment: &str, engines: &[&dyn Engine]) -> Result<F
         return check(&String::from_utf8_lossy(&text), &file, &base_dir, environment, engines);
     }
     let text = String::from_utf8(text).map_err(|error| {
-        let right = String::from_utf8_lossy(&error.as_bytes()[..error.utf8_error().valid_up_to()]).into_owned();
+        let right =
+            String::from_utf8_lossy(&error.as_bytes()[..error.utf8_error().valid_up_to()]).into_owned();
         let mut report = Report::default();
         let line = u32::try_from(right.split('\n').count()).unwrap_or(u32::MAX);
-        let column = u32::try_from(right.rsplit('\n').next().unwrap_or("").chars().count()).unwrap_or(u32::MAX).saturating_add(1);
+        let column = u32::try_from(right.rsplit('\n').next().unwrap_or("").chars().count())
+            .unwrap_or(u32::MAX)
+            .saturating_add(1);
         let hint = "save the file as UTF-8";
         report.add(codes::BAD_YAML, At { line, column, width: 1 }, "this is not UTF-8 text", hint);
         report.finish(&(right + "\u{fffd}"), &file).unwrap_or(Mistakes(Vec::new()))
@@ -66,17 +69,30 @@ pub fn load(path: &Path, environment: &str, engines: &[&dyn Engine]) -> Result<F
 ///
 /// # Errors
 /// Everything that is wrong with it.
-pub fn check_text(text: &str, file: &str, environment: &str, engines: &[&dyn Engine]) -> Result<Fleet, Mistakes> {
-    let base_dir = std::path::absolute(file).ok().and_then(|path| path.parent().map(Path::to_owned)).unwrap_or_default();
+pub fn check_text(
+    text: &str,
+    file: &str,
+    environment: &str,
+    engines: &[&dyn Engine],
+) -> Result<Fleet, Mistakes> {
+    let base_dir =
+        std::path::absolute(file).ok().and_then(|path| path.parent().map(Path::to_owned)).unwrap_or_default();
     check(text, file, &base_dir, environment, engines)
 }
 
-fn check(text: &str, file: &str, base_dir: &Path, environment: &str, engines: &[&dyn Engine]) -> Result<Fleet, Mistakes> {
+fn check(
+    text: &str,
+    file: &str,
+    base_dir: &Path,
+    environment: &str,
+    engines: &[&dyn Engine],
+) -> Result<Fleet, Mistakes> {
     // Editors on some systems begin a file with a byte order mark.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut report = Report::default();
     let fleet = tree::parse(text, &mut report).and_then(|root| {
         shape::check(&root, &mut report);
+        report.forms_are_checked();
         judge::names(&root, engines, &mut report);
         let (name, hosts) = choose(&root, environment, &mut report)?;
         let draft = build::draft(&root, name, hosts, base_dir);
@@ -96,7 +112,11 @@ fn check(text: &str, file: &str, base_dir: &Path, environment: &str, engines: &[
 }
 
 /// The environment that was asked for, and who runs its servers.
-fn choose(root: &tree::Node, environment: &str, report: &mut Report) -> Option<(EnvironmentName, mainstay_model::Hosts)> {
+fn choose(
+    root: &tree::Node,
+    environment: &str,
+    report: &mut Report,
+) -> Option<(EnvironmentName, mainstay_model::Hosts)> {
     if let (Ok(name), Some(hosts)) = (EnvironmentName::new(environment), build::hosts(root, environment)) {
         return Some((name, hosts));
     }

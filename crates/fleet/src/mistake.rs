@@ -95,11 +95,15 @@ fn window(line: &str, column: usize) -> (String, usize) {
     (shown.collect(), column - from)
 }
 
+/// Most mistakes that are told of one file: nobody reads more, and a file that is none has one on every line.
+const MISTAKES_MAX: usize = 1000;
+
 /// Gathers mistakes while a file is read.
 #[derive(Default)]
 pub struct Report {
     found: Vec<(At, &'static str, String, String)>,
     secrets: Vec<At>,
+    forms: usize,
 }
 
 impl Report {
@@ -113,6 +117,25 @@ impl Report {
         self.secrets.push(at);
     }
 
+    /// What is noted from here on by [`Self::add_judged`] is about values that have the right form, or it is not noted.
+    pub fn forms_are_checked(&mut self) {
+        self.forms = self.found.len();
+    }
+
+    /// Notes a mistake unless the form of that very value was found wrong, of which it would be a mere consequence.
+    pub fn add_judged(
+        &mut self,
+        code: &'static str,
+        at: At,
+        message: impl Into<String>,
+        hint: impl Into<String>,
+    ) {
+        let same = |other: &At| (other.line, other.column) == (at.line, at.column);
+        if !self.found[..self.forms].iter().any(|(other, ..)| same(other)) {
+            self.add(code, at, message, hint);
+        }
+    }
+
     /// How many mistakes were noted so far.
     pub fn len(&self) -> usize {
         self.found.len()
@@ -122,10 +145,14 @@ impl Report {
     pub fn finish(mut self, text: &str, file: &str) -> Option<Mistakes> {
         self.found.sort();
         self.found.dedup();
+        self.found.truncate(MISTAKES_MAX);
         let lines: Vec<&str> = text.lines().collect();
         let make = |(at, code, message, hint): (At, &'static str, String, String)| {
             let (line, column, source) = self.locate(&lines, at);
-            Mistake { code, message, file: file.to_owned(), line, column, hint, source, width: at.width }
+            // The parser counts the spaces behind a quoted text to it.
+            let meant: String = source.chars().skip(column as usize - 1).take(at.width as usize).collect();
+            let width = u32::try_from(meant.trim_end().chars().count()).unwrap_or(1).max(1);
+            Mistake { code, message, file: file.to_owned(), line, column, hint, source, width }
         };
         let mistakes: Vec<Mistake> = self.found.iter().cloned().map(make).collect();
         if mistakes.is_empty() { None } else { Some(Mistakes(mistakes)) }
@@ -143,7 +170,8 @@ impl Report {
         for secret in self.secrets.iter().filter(|secret| secret.line == line) {
             // A secret over several lines has width 1: then all the rest of the line is covered.
             let from = (secret.column as usize - 1).min(chars.len());
-            let to = if secret.width > 1 { (from + secret.width as usize).min(chars.len()) } else { chars.len() };
+            let to =
+                if secret.width > 1 { (from + secret.width as usize).min(chars.len()) } else { chars.len() };
             chars[from..to].fill('*');
         }
         (line, column, chars.into_iter().collect())
@@ -171,7 +199,8 @@ fn cover_by_key(line: &mut [char]) {
             continue;
         }
         let quoted = line[start] == '"' || line[start] == '\'';
-        let ends = |c: char| if quoted { c == line[start] } else { ",}".contains(c) && line[..here].contains(&'{') };
+        let ends =
+            |c: char| if quoted { c == line[start] } else { ",}".contains(c) && line[..here].contains(&'{') };
         let end = (start + 1..line.len()).find(|p| ends(line[*p])).unwrap_or(line.len());
         let value: String = line[start + usize::from(quoted)..end].iter().collect();
         if !["env:", "file:", "exec:"].iter().any(|kind| value.starts_with(kind)) {

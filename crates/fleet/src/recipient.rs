@@ -36,7 +36,15 @@ mod tests {
     fn keys_are_told_from_what_is_none() {
         let key = "age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p";
         assert_eq!(check(key), Ok(()));
-        for wrong in ["", "age1", "ssh-ed25519 AAAA", &key.replace("ql3z", "q13z"), &key.replace("hjy", "hyj"), &key[..61], "age1…"] {
+        for wrong in [
+            "",
+            "age1",
+            "ssh-ed25519 AAAA",
+            &key.replace("ql3z", "q13z"),
+            &key.replace("hjy", "hyj"),
+            &key[..61],
+            "age1…",
+        ] {
             assert!(check(wrong).is_err(), "{wrong}");
         }
     }

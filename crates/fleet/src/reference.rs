@@ -9,8 +9,10 @@ use crate::keys::{FILE, Key, Section, Shape};
 pub fn generated() -> Vec<(String, String)> {
     let mut schema = serde_json::to_string_pretty(&crate::schema()).unwrap_or_default();
     schema.push('\n');
-    let mut files =
-        vec![("docs/fleet-file.md".to_owned(), reference()), ("docs/generated/fleet.schema.json".to_owned(), schema)];
+    let mut files = vec![
+        ("docs/fleet-file.md".to_owned(), reference()),
+        ("docs/generated/fleet.schema.json".to_owned(), schema),
+    ];
     files.extend(CODES.iter().map(|code| (format!("docs/errors/{}.md", code.code), codes::page(code))));
     files
 }
@@ -21,7 +23,12 @@ pub fn reference() -> String {
     let mut sections = vec![&FILE];
     collect(&FILE, &mut sections);
     for section in sections {
-        let _ = write!(page, "\n## {}\n\n{}\n\n| key | value | default | |\n|--|--|--|--|\n", title(section), section.about);
+        let _ = write!(
+            page,
+            "\n## {}\n\n{}\n\n| key | value | default | |\n|--|--|--|--|\n",
+            title(section),
+            section.about
+        );
         for key in section.keys {
             let _ = writeln!(page, "| `{}` | {} | {} | {} |", key.name, kind(key), default(key), key.about);
         }
@@ -38,7 +45,10 @@ pub fn reference() -> String {
 fn collect(section: &'static Section, all: &mut Vec<&'static Section>) {
     for key in section.keys {
         let inner: &'static Section = match &key.shape {
-            Shape::Section(inner) | Shape::ChoiceOrSection(_, inner) | Shape::Named(inner) | Shape::Overrides(inner) => inner,
+            Shape::Section(inner)
+            | Shape::ChoiceOrSection(_, inner)
+            | Shape::Named(inner)
+            | Shape::Overrides(inner) => inner,
             _ => continue,
         };
         // Overrides lead to clusters as well; those have their place where clusters are defined.
@@ -88,7 +98,8 @@ fn kind(key: &Key) -> String {
         Shape::Later => "anything".to_owned(),
     };
     // Long enough to say something by itself: an example helps everywhere else.
-    let plain = matches!(key.shape, Shape::Bool | Shape::Later | Shape::Choice(_) | Shape::ChoiceOrSection(..));
+    let plain =
+        matches!(key.shape, Shape::Bool | Shape::Later | Shape::Choice(_) | Shape::ChoiceOrSection(..));
     if plain { kind } else { format!("{kind}: `{}`", key.example) }
 }
 

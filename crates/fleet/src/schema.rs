@@ -20,8 +20,10 @@ const DURATION: &str = "^(0|([0-9]+(ms|s|m|h|d|w|y) *)+)$";
 
 /// `partial`: nothing is required, and null takes a value away.
 fn section(section: &Section, partial: bool) -> Value {
-    let properties: Map<String, Value> = section.keys.iter().map(|key| (key.name.to_owned(), property(key, partial))).collect();
-    let required: Vec<&str> = section.keys.iter().filter(|key| key.required && !partial).map(|key| key.name).collect();
+    let properties: Map<String, Value> =
+        section.keys.iter().map(|key| (key.name.to_owned(), property(key, partial))).collect();
+    let required: Vec<&str> =
+        section.keys.iter().filter(|key| key.required && !partial).map(|key| key.name).collect();
     let mut schema = json!({
         "type": "object",
         "description": section.about,
@@ -79,7 +81,9 @@ fn value(shape: &Shape, partial: bool) -> Value {
         Shape::Choice(words) => json!({ "enum": words }),
         Shape::List(item) => json!({ "type": "array", "items": value(item, false) }),
         Shape::Section(inner) => section(inner, partial),
-        Shape::ChoiceOrSection(words, inner) => json!({ "anyOf": [{ "enum": words }, section(inner, partial)] }),
+        Shape::ChoiceOrSection(words, inner) => {
+            json!({ "anyOf": [{ "enum": words }, section(inner, partial)] })
+        }
         Shape::Nodes => json!({ "anyOf": [
             { "type": "integer", "minimum": 1 },
             { "type": "array", "minItems": 1, "uniqueItems": true, "items": value(&Shape::HostPort, false) },
@@ -87,7 +91,11 @@ fn value(shape: &Shape, partial: bool) -> Value {
         Shape::Named(inner) => named(inner, partial),
         Shape::Overrides(inner) => named(inner, true),
         Shape::Settings => {
-            let scalars = if partial { json!(["string", "number", "boolean", "null"]) } else { json!(["string", "number", "boolean"]) };
+            let scalars = if partial {
+                json!(["string", "number", "boolean", "null"])
+            } else {
+                json!(["string", "number", "boolean"])
+            };
             json!({ "type": "object", "additionalProperties": { "type": scalars } })
         }
         Shape::Later => json!({ "type": ["object", "array"] }),

@@ -55,8 +55,12 @@ pub enum Reason {
 /// Fetches a secret. `base_dir`: [`mainstay_model::Fleet::base_dir`]. Blocks, for as long as [`EXEC_DEADLINE`].
 pub fn resolve(reference: &SecretRef, base_dir: &Path) -> Result<Secret, SecretError> {
     let found = match reference {
-        SecretRef::Env(name) => std::env::var_os(name).map(|value| value.into_encoded_bytes()).ok_or(Reason::NotSet),
-        SecretRef::File(path) => std::fs::File::open(base_dir.join(path)).map_err(Reason::Io).and_then(read_limited),
+        SecretRef::Env(name) => {
+            std::env::var_os(name).map(|value| value.into_encoded_bytes()).ok_or(Reason::NotSet)
+        }
+        SecretRef::File(path) => {
+            std::fs::File::open(base_dir.join(path)).map_err(Reason::Io).and_then(read_limited)
+        }
         SecretRef::Exec(command) => run(command, base_dir),
     };
     found.and_then(tidy).map_err(|source| SecretError { reference: reference.clone(), source })

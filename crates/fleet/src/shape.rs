@@ -4,7 +4,8 @@
 //! [`crate::judge`].
 
 use mainstay_model::{
-    BadDuration, BadSchedule, BadVaultUrl, Bytes, ClusterName, HostPort, Schedule, SecretRef, VaultUrl, Version, parse_duration,
+    BadDuration, BadSchedule, BadVaultUrl, Bytes, ClusterName, HostPort, Schedule, SecretRef, VaultUrl,
+    Version, parse_duration,
 };
 
 use crate::codes;
@@ -33,7 +34,12 @@ fn section(node: &Node, section: &Section, at: At, partial: bool, report: &mut R
     for entry in node.entries() {
         if let Some(first) = entry.again {
             let message = format!("`{}` stands in {} for the second time", entry.key, section.name);
-            report.add(codes::DUPLICATE_KEY, entry.key_at, message, format!("the first is on line {first}; remove one of them"));
+            report.add(
+                codes::DUPLICATE_KEY,
+                entry.key_at,
+                message,
+                format!("the first is on line {first}; remove one of them"),
+            );
         }
         match section.keys.iter().find(|key| key.name == entry.key) {
             Some(key) => value(&entry.value, key, &key.shape, partial, report),
@@ -57,7 +63,9 @@ fn unknown_key(name: &str, at: At, value: &Node, section: &Section, report: &mut
         report.cover(value.at);
     }
     let below = section.keys.iter().find(|key| match &key.shape {
-        Shape::Section(inner) | Shape::ChoiceOrSection(_, inner) => inner.keys.iter().any(|key| key.name == name),
+        Shape::Section(inner) | Shape::ChoiceOrSection(_, inner) => {
+            inner.keys.iter().any(|key| key.name == name)
+        }
         _ => false,
     });
     let hint = match (meant, below) {
@@ -92,14 +100,21 @@ fn value(node: &Node, key: &Key, shape: &Shape, partial: bool, report: &mut Repo
             }
         }
         (Shape::Nodes, Value::List(items)) => nodes(items, key, node.at, report),
-        (Shape::Nodes, Value::Scalar { text, .. }) => scalar(text, node.at, key, &Shape::Count(1, NODES_MAX), report),
+        (Shape::Nodes, Value::Scalar { text, .. }) => {
+            scalar(text, node.at, key, &Shape::Count(1, NODES_MAX), report)
+        }
         (Shape::ChoiceOrSection(words, _), Value::Scalar { text, .. }) => {
             scalar(text, node.at, key, &Shape::Choice(words), report);
         }
         (shape, Value::Scalar { text, quoted }) if is_scalar(shape) => {
             if matches!(shape, Shape::Bool) && *quoted {
                 let hint = format!("write it without quotes: `{name}: {}`", key.example);
-                report.add(codes::WRONG_TYPE, node.at, format!("`{name}` must be true or false, not text"), hint);
+                report.add(
+                    codes::WRONG_TYPE,
+                    node.at,
+                    format!("`{name}` must be true or false, not text"),
+                    hint,
+                );
             } else {
                 scalar(text, node.at, key, shape, report);
             }
@@ -131,8 +146,14 @@ fn named(node: &Node, key: &Key, inner: &Section, partial: bool, report: &mut Re
             found => {
                 let message = format!("`{}` must be a mapping, not {}", entry.key, kind(found));
                 let needed = inner.keys.iter().find(|key| key.required).or(inner.keys.first());
-                let example = needed.map(|key| format!(" {}: {} ", key.name, key.example)).unwrap_or_default();
-                report.add(codes::WRONG_TYPE, entry.value.at, message, format!("write, for example, `{}: {{{example}}}`", entry.key));
+                let example =
+                    needed.map(|key| format!(" {}: {} ", key.name, key.example)).unwrap_or_default();
+                report.add(
+                    codes::WRONG_TYPE,
+                    entry.value.at,
+                    message,
+                    format!("write, for example, `{}: {{{example}}}`", entry.key),
+                );
             }
         }
     }
@@ -144,10 +165,17 @@ fn settings(node: &Node, partial: bool, report: &mut Report) {
         let name = &entry.key;
         if let Some(first) = entry.again {
             let message = format!("the setting `{name}` stands here for the second time");
-            report.add(codes::DUPLICATE_KEY, entry.key_at, message, format!("the first is on line {first}; remove one of them"));
+            report.add(
+                codes::DUPLICATE_KEY,
+                entry.key_at,
+                message,
+                format!("the first is on line {first}; remove one of them"),
+            );
         }
-        let secret = matches!(name.as_str(), "requirepass" | "masterauth" | "password" | "tls-key-file-pass" | "tls-client-key-file-pass")
-            || name.ends_with("_password")
+        let secret = matches!(
+            name.as_str(),
+            "requirepass" | "masterauth" | "password" | "tls-key-file-pass" | "tls-client-key-file-pass"
+        ) || name.ends_with("_password")
             || name.ends_with("-password");
         if secret {
             report.cover(entry.value.at);
@@ -161,7 +189,12 @@ fn settings(node: &Node, partial: bool, report: &mut Report) {
             Value::Null if partial => {}
             found => {
                 let message = format!("the setting `{name}` must be text or a number, not {}", kind(found));
-                report.add(codes::WRONG_TYPE, entry.value.at, message, format!("write `{name}: \"…\"`, quotes for an empty one"));
+                report.add(
+                    codes::WRONG_TYPE,
+                    entry.value.at,
+                    message,
+                    format!("write `{name}: \"…\"`, quotes for an empty one"),
+                );
             }
         }
     }
@@ -176,7 +209,12 @@ fn nodes(items: &[Node], key: &Key, at: At, report: &mut Report) {
         value(item, key, &Shape::HostPort, false, report);
         let Some(node) = item.text().and_then(|text| text.parse::<HostPort>().ok()) else { continue };
         if seen.contains(&node) {
-            report.add(codes::BAD_NODE, item.at, format!("the node {node} is listed twice"), "list each once");
+            report.add(
+                codes::BAD_NODE,
+                item.at,
+                format!("the node {node} is listed twice"),
+                "list each once",
+            );
         }
         seen.push(node);
     }
@@ -212,10 +250,15 @@ fn scalar(text: &str, at: At, key: &Key, shape: &Shape, report: &mut Report) {
                 "no" | "off" | "n" | "false" | "0" => "write `false`",
                 _ => "write `true` or `false`",
             };
-            refuse(codes::WRONG_TYPE, format!("`{name}` must be true or false, not `{}`", short(text)), hint.to_owned());
+            refuse(
+                codes::WRONG_TYPE,
+                format!("`{name}` must be true or false, not `{}`", short(text)),
+                hint.to_owned(),
+            );
         }
         Shape::Count(min, max) if !text.parse::<u32>().is_ok_and(|count| (*min..=*max).contains(&count)) => {
-            let message = format!("`{name}` must be a whole number from {min} to {max}, not `{}`", short(text));
+            let message =
+                format!("`{name}` must be a whole number from {min} to {max}, not `{}`", short(text));
             refuse(codes::BAD_COUNT, message, example());
         }
         Shape::Duration => duration(text, at, name, report),
@@ -226,7 +269,11 @@ fn scalar(text: &str, at: At, key: &Key, shape: &Shape, report: &mut Report) {
         }
         Shape::Schedule if text != "never" => schedule(text, at, report),
         Shape::Version if text.parse::<Version>().is_err() => {
-            refuse(codes::BAD_VERSION, format!("`{}` is not a version", short(text)), "write numbers with dots: `\"15\"`, `\"7.0\"`".to_owned());
+            refuse(
+                codes::BAD_VERSION,
+                format!("`{}` is not a version", short(text)),
+                "write numbers with dots: `\"15\"`, `\"7.0\"`".to_owned(),
+            );
         }
         Shape::VaultUrl => vault_url(text, at, report),
         Shape::Endpoint if !is_endpoint(text) => {
@@ -235,7 +282,8 @@ fn scalar(text: &str, at: At, key: &Key, shape: &Shape, report: &mut Report) {
         Shape::Secret if text.parse::<SecretRef>().is_err() => {
             report.cover(at);
             let message = format!("`{name}` must say where the secret is, and never be the secret");
-            let hint = "write `env:NAME`, `file:PATH` or `exec:COMMAND`; if it was one, change it where it is used";
+            let hint =
+                "write `env:NAME`, `file:PATH` or `exec:COMMAND`; if it was one, change it where it is used";
             report.add(codes::SECRET_IN_CLEAR, at, message, hint);
         }
         Shape::Recipient => {
@@ -244,14 +292,27 @@ fn scalar(text: &str, at: At, key: &Key, shape: &Shape, report: &mut Report) {
                 if text.to_ascii_uppercase().starts_with("AGE-SECRET-KEY") {
                     report.cover(at);
                     let hint = "write the public key, which begins with `age1`, and make a new pair: this one is no secret any more";
-                    report.add(codes::SECRET_IN_CLEAR, at, "this is a private key, and recipients are public keys", hint);
+                    report.add(
+                        codes::SECRET_IN_CLEAR,
+                        at,
+                        "this is a private key, and recipients are public keys",
+                        hint,
+                    );
                 } else {
-                    refuse(codes::BAD_RECIPIENT, format!("this is not an age public key: {reason}"), "copy it again: it begins with `age1` and has 62 characters".to_owned());
+                    refuse(
+                        codes::BAD_RECIPIENT,
+                        format!("this is not an age public key: {reason}"),
+                        "copy it again: it begins with `age1` and has 62 characters".to_owned(),
+                    );
                 }
             }
         }
         Shape::HostPort if text.parse::<HostPort>().is_err() => {
-            refuse(codes::BAD_NODE, format!("`{}` is not a host and a port", short(text)), "write `db1:5432` or `[::1]:5432`".to_owned());
+            refuse(
+                codes::BAD_NODE,
+                format!("`{}` is not a host and a port", short(text)),
+                "write `db1:5432` or `[::1]:5432`".to_owned(),
+            );
         }
         Shape::Path if text.trim_start_matches("file:").is_empty() || text.contains('\0') => {
             refuse(codes::BAD_PATH, format!("`{name}` is not a path"), example());
@@ -271,10 +332,13 @@ fn check_name(text: &str, at: At, report: &mut Report) {
     if ClusterName::new(text).is_ok() {
         return;
     }
-    let tidy: String = text.to_lowercase().chars().map(|c| if c == '_' || c == ' ' || c == '.' { '-' } else { c }).collect();
+    let tidy: String =
+        text.to_lowercase().chars().map(|c| if c == '_' || c == ' ' || c == '.' { '-' } else { c }).collect();
     let hint = match ClusterName::new(&tidy) {
         Ok(tidy) => format!("write `{tidy}`"),
-        Err(_) => "a name begins with a letter and has small letters, digits and dashes, at most 41".to_owned(),
+        Err(_) => {
+            "a name begins with a letter and has small letters, digits and dashes, at most 41".to_owned()
+        }
     };
     report.add(codes::BAD_NAME, at, format!("`{}` is not a name", short(text)), hint);
 }
@@ -283,24 +347,11 @@ fn duration(text: &str, at: At, name: &str, report: &mut Report) {
     let Err(error) = parse_duration(text) else { return };
     let hint = match &error {
         BadDuration::NoUnit(number) => format!("write `{number}s` for seconds, `{number}m` for minutes"),
-        BadDuration::Unit { unit } => {
-            let unit = unit.to_lowercase();
-            let meant = match unit.trim_end_matches('s') {
-                "sec" | "second" => "s",
-                "min" | "minute" => "m",
-                "hr" | "hour" => "h",
-                "day" => "d",
-                "week" | "wk" => "w",
-                "year" | "yr" => "y",
-                "milli" | "millisecond" | "msec" => "ms",
-                _ => "",
-            };
-            match meant {
-                "" => "the units are ms, s, m, h, d, w and y: `15m`, `1h30m`".to_owned(),
-                meant => format!("write `{meant}` for it"),
-            }
-        }
-        BadDuration::TooLong(_) | BadDuration::Malformed(_) => "write whole numbers with units: `20ms`, `15m`, `1h30m`, `30d`".to_owned(),
+        _ => match meant_duration(text) {
+            Some(meant) => format!("write `{meant}`"),
+            None => "write whole numbers with units (ms, s, m, h, d, w, y): `20ms`, `15m`, `1h30m`, `30d`"
+                .to_owned(),
+        },
     };
     let message = match error {
         BadDuration::NoUnit(_) => format!("`{name}` needs a unit"),
@@ -309,6 +360,25 @@ fn duration(text: &str, at: At, name: &str, report: &mut Report) {
         BadDuration::Malformed(_) => format!("`{}` is not a duration", short(text)),
     };
     report.add(codes::BAD_DURATION, at, message, hint);
+}
+
+/// `5 minutes` -> `5m`
+fn meant_duration(text: &str) -> Option<String> {
+    let text = text.to_lowercase();
+    let digits = text.find(|c: char| !c.is_ascii_digit())?;
+    let (number, unit) = text.split_at(digits);
+    let unit = match unit.trim().trim_end_matches('s') {
+        "" | "sec" | "second" => "s",
+        "m" | "min" | "minute" => "m",
+        "h" | "hr" | "hour" => "h",
+        "d" | "day" => "d",
+        "w" | "wk" | "week" => "w",
+        "y" | "yr" | "year" => "y",
+        "milli" | "millisecond" | "msec" => "ms",
+        _ => return None,
+    };
+    let meant = format!("{number}{unit}");
+    parse_duration(&meant).is_ok().then_some(meant)
 }
 
 fn schedule(text: &str, at: At, report: &mut Report) {
@@ -322,8 +392,10 @@ fn schedule(text: &str, at: At, report: &mut Report) {
         _ => "write `hourly :15`, `daily 02:00`, `weekly sunday 02:00`, `monthly 1 02:00`, `every 6h`, or cron's five fields".to_owned(),
     };
     let message = match error {
-        BadSchedule::Zone(zone) => format!("schedules are in UTC, and `{}` is another time zone", short(&zone)),
-        BadSchedule::Field { field, text } => format!("`{}` is not a {field}", short(&text)),
+        BadSchedule::Zone(zone) => {
+            format!("schedules are in UTC, and `{}` is another time zone", short(&zone))
+        }
+        BadSchedule::Field { field, text } => format!("`{}` is not {field}", short(&text)),
         BadSchedule::Never(text) => format!("`{}` never comes", short(&text)),
         BadSchedule::Malformed(_) => format!("`{}` is not a schedule", short(text)),
     };
@@ -340,7 +412,9 @@ fn vault_url(text: &str, at: At, report: &mut Report) {
     }
     let hint = match text.split_once(':') {
         None => format!("for a folder, write `file:{}`", if text.is_empty() { "vault" } else { text }),
-        Some(("gs" | "az" | "abfs" | "azure", _)) => "Google and Azure come with a later release; `file:` and `s3://` are here".to_owned(),
+        Some(("gs" | "az" | "abfs" | "azure", _)) => {
+            "Google and Azure come with a later release; `file:` and `s3://` are here".to_owned()
+        }
         Some(_) => "write `file:FOLDER` or `s3://BUCKET/PREFIX`".to_owned(),
     };
     report.add(codes::BAD_URL, at, format!("`{}` is not a vault's URL", short(text)), hint);
@@ -348,7 +422,9 @@ fn vault_url(text: &str, at: At, report: &mut Report) {
 
 /// `http://` or `https://`, a host, perhaps a port; no user, no path.
 fn is_endpoint(text: &str) -> bool {
-    let Some(rest) = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://")) else { return false };
+    let Some(rest) = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://")) else {
+        return false;
+    };
     let rest = rest.strip_suffix('/').unwrap_or(rest);
     format!("{rest}:443").parse::<HostPort>().is_ok() || rest.parse::<HostPort>().is_ok()
 }

@@ -4,11 +4,17 @@ use mainstay_engine::Engine;
 
 /// The file's text. Has a cluster of each engine that it knows an example for and that is among `engines`.
 pub fn template(engines: &[&dyn Engine]) -> String {
-    let known: Vec<&Example> =
-        EXAMPLES.iter().filter(|example| engines.iter().any(|engine| engine.name() == example.engine)).collect();
+    let known: Vec<&Example> = EXAMPLES
+        .iter()
+        .filter(|example| engines.iter().any(|engine| engine.name() == example.engine))
+        .collect();
     let clusters: Vec<String> = match known.is_empty() {
         false => known.iter().map(|example| example.cluster.to_owned()).collect(),
-        true => engines.iter().take(1).map(|engine| format!("  data:\n    engine: {}\n    backup: {{ follow: true }}\n", engine.name())).collect(),
+        true => engines
+            .iter()
+            .take(1)
+            .map(|engine| format!("  data:\n    engine: {}\n    backup: {{ follow: true }}\n", engine.name()))
+            .collect(),
     };
     let members = match known.is_empty() {
         false => known.iter().map(|example| example.name).collect::<Vec<_>>().join(", "),

@@ -116,7 +116,9 @@ impl Node {
             match over.entry(&entry.key) {
                 None => entries.push(entry.clone()),
                 Some(over) if matches!(over.value.value, Value::Null) => {}
-                Some(over) => entries.push(Entry { value: entry.value.overlaid(&over.value), ..over.clone() }),
+                Some(over) => {
+                    entries.push(Entry { value: entry.value.overlaid(&over.value), ..over.clone() })
+                }
             }
         }
         let new = above.iter().filter(|entry| entry.again.is_none() && self.entry(&entry.key).is_none());
@@ -136,10 +138,16 @@ impl Node {
 /// Parses a file's text. `None` when it cannot be understood at all; the reason is then in `report`.
 pub fn parse(text: &str, report: &mut Report) -> Option<Node> {
     if text.len() > BYTES_MAX {
-        report.add(codes::TOO_LARGE, At::START, "this file is above 1 MiB", "a fleet file holds what people write; this is something else");
+        report.add(
+            codes::TOO_LARGE,
+            At::START,
+            "this file is above 1 MiB",
+            "a fleet file holds what people write; this is something else",
+        );
         return None;
     }
-    let mut builder = Builder { parser: Parser::new_from_str(text), anchors: HashMap::new(), nodes: 0, report };
+    let mut builder =
+        Builder { parser: Parser::new_from_str(text), anchors: HashMap::new(), nodes: 0, report };
     match builder.document() {
         Ok(node) => Some(node),
         Err(Stop { code, at, message, hint }) => {
@@ -175,7 +183,11 @@ impl<'t> Builder<'t, '_> {
                 Event::StreamEnd => break,
                 Event::StreamStart | Event::DocumentEnd | Event::Nothing => {}
                 Event::DocumentStart(_) if root.is_some() => {
-                    return Err(stop(at(span), "a second document begins here", "a fleet is one document: take out the `---`"));
+                    return Err(stop(
+                        at(span),
+                        "a second document begins here",
+                        "a fleet is one document: take out the `---`",
+                    ));
                 }
                 Event::DocumentStart(_) => {}
                 event => root = Some(self.node(event, span, 0)?),
@@ -188,9 +200,13 @@ impl<'t> Builder<'t, '_> {
         match self.parser.next_event() {
             Some(Ok(event)) => Ok(event),
             Some(Err(error)) => {
-                let marker = *error.marker();
-                let hint = "YAML: indent with spaces, one `key: value` a line, quote text that holds `: ` or ` #`";
-                Err(stop(at(Span::empty(marker)), format!("this is not YAML: {}", error.info()), hint))
+                let at = at(Span::empty(*error.marker()));
+                if error.info().contains("recursion limit") {
+                    return Err(too_deep(at));
+                }
+                let hint =
+                    "YAML: indent with spaces, one `key: value` a line, quote text that holds `: ` or ` #`";
+                Err(stop(at, format!("this is not YAML: {}", error.info()), hint))
             }
             None => Err(stop(At::START, "the file ends too early", "is it complete?")),
         }
@@ -200,33 +216,32 @@ impl<'t> Builder<'t, '_> {
     fn node(&mut self, event: Event<'t>, span: Span, depth: usize) -> Result<Node, Stop> {
         let at = at(span);
         if depth > DEPTH_MAX {
-            return Err(Stop { code: codes::TOO_LARGE, ..stop(at, "this is nested too deeply", "a fleet file needs no more than 32 levels") });
+            return Err(too_deep(at));
         }
         self.count(1, at)?;
         let before = self.nodes;
         let (anchor, node) = match event {
             Event::Alias(id) => {
-                let (node, size) = self
-                    .anchors
-                    .get(&id)
-                    .cloned()
-                    .ok_or_else(|| stop(at, "this alias stands within what it names", "an anchor cannot hold itself"))?;
+                let (node, size) = self.anchors.get(&id).cloned().ok_or_else(|| {
+                    stop(at, "this alias stands within what it names", "an anchor cannot hold itself")
+                })?;
                 self.count(size, at)?;
                 return Ok(node);
             }
             Event::Scalar(text, style, anchor, tag) => {
-                self.refuse_tag(tag.as_deref(), at)?;
+                self.refuse_tag(tag.as_deref(), at);
                 let quoted = style != ScalarStyle::Plain;
                 let null = !quoted && matches!(&*text, "" | "~" | "null" | "Null" | "NULL");
-                let value = if null { Value::Null } else { Value::Scalar { text: text.into_owned(), quoted } };
+                let value =
+                    if null { Value::Null } else { Value::Scalar { text: text.into_owned(), quoted } };
                 (anchor, Node { at, value })
             }
             Event::SequenceStart(anchor, tag) => {
-                self.refuse_tag(tag.as_deref(), at)?;
+                self.refuse_tag(tag.as_deref(), at);
                 (anchor, Node { at, value: Value::List(self.list(depth)?) })
             }
             Event::MappingStart(anchor, tag) => {
-                self.refuse_tag(tag.as_deref(), at)?;
+                self.refuse_tag(tag.as_deref(), at);
                 (anchor, Node { at, value: Value::Map(self.map(depth)?) })
             }
             _ => return Err(stop(at, "this is not YAML: a value is missing", "is the file complete?")),
@@ -250,6 +265,7 @@ impl<'t> Builder<'t, '_> {
     fn map(&mut self, depth: usize) -> Result<Vec<Entry>, Stop> {
         let mut entries: Vec<Entry> = Vec::new();
         let mut merged: Vec<Entry> = Vec::new();
+        let mut first_lines: HashMap<String, u32> = HashMap::new();
         loop {
             let (event, span) = self.next()?;
             if event == Event::MappingEnd {
@@ -264,18 +280,20 @@ impl<'t> Builder<'t, '_> {
             let alias = matches!(event, Event::Alias(_));
             let mut value = self.node(event, span, depth + 1)?;
             if key == "<<" && !quoted {
-                merged.extend(self.merge(value, key_at)?);
+                merged.extend(self.merge(value, key_at));
                 continue;
             }
             // A list or mapping is shown by its key, and so is what is not there; an aliased one by where it is written.
             if !alias && !matches!(value.value, Value::Scalar { .. }) {
                 value.at = key_at;
             }
-            let again = entries.iter().find(|entry| entry.key == key).map(|first| first.key_at.line);
+            let again = first_lines.get(&key).copied();
+            first_lines.entry(key.clone()).or_insert(key_at.line);
             entries.push(Entry { key, key_at, value, again });
         }
         for entry in merged {
-            if entry.again.is_none() && !entries.iter().any(|own| own.key == entry.key) {
+            if entry.again.is_none() && !first_lines.contains_key(&entry.key) {
+                first_lines.insert(entry.key.clone(), entry.key_at.line);
                 entries.push(entry);
             }
         }
@@ -283,36 +301,52 @@ impl<'t> Builder<'t, '_> {
     }
 
     /// The entries that a merge key brings in.
-    fn merge(&mut self, value: Node, key_at: At) -> Result<Vec<Entry>, Stop> {
-        match value.value {
-            Value::Map(entries) => Ok(entries),
-            Value::List(items) if items.iter().all(|item| matches!(item.value, Value::Map(_))) => Ok(items
-                .into_iter()
-                .flat_map(|item| match item.value {
-                    Value::Map(entries) => entries,
-                    _ => Vec::new(),
-                })
-                .collect()),
-            _ => Err(stop(key_at, "`<<` merges a mapping or a list of mappings", "write `<<: *anchor`")),
+    fn merge(&mut self, value: Node, key_at: At) -> Vec<Entry> {
+        let maps = match value.value {
+            Value::List(items) => items,
+            value => vec![Node { at: key_at, value }],
+        };
+        let mut entries = Vec::new();
+        for map in maps {
+            match map.value {
+                Value::Map(more) => entries.extend(more),
+                _ => {
+                    let message = "`<<` merges a mapping or a list of mappings";
+                    self.report.add(codes::BAD_YAML, key_at, message, "write `<<: *anchor`");
+                }
+            }
         }
+        entries
     }
 
     fn count(&mut self, more: usize, at: At) -> Result<(), Stop> {
         self.nodes += more;
         if self.nodes > NODES_MAX {
             let hint = "at most 50000, aliases written out";
-            return Err(Stop { code: codes::TOO_LARGE, ..stop(at, "here the file has too many values", hint) });
+            return Err(Stop {
+                code: codes::TOO_LARGE,
+                ..stop(at, "here the file has too many values", hint)
+            });
         }
         Ok(())
     }
 
-    fn refuse_tag(&self, tag: Option<&saphyr_parser::Tag>, at: At) -> Result<(), Stop> {
-        match tag {
-            Some(tag) if !tag.is_yaml_core_schema() => {
-                Err(stop(at, "a fleet file has no tags", "write the value without its `!tag`"))
-            }
-            _ => Ok(()),
+    fn refuse_tag(&mut self, tag: Option<&saphyr_parser::Tag>, at: At) {
+        if tag.is_some_and(|tag| !tag.is_yaml_core_schema()) {
+            self.report.add(
+                codes::BAD_YAML,
+                at,
+                "a fleet file has no tags",
+                "write the value without its `!tag`",
+            );
         }
+    }
+}
+
+fn too_deep(at: At) -> Stop {
+    Stop {
+        code: codes::TOO_LARGE,
+        ..stop(at, "this is nested too deeply", "a fleet file needs no more than 32 levels")
     }
 }
 
@@ -325,5 +359,9 @@ fn at(span: Span) -> At {
     let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     let one_line = span.start.line() == span.end.line();
     let width = if one_line { span.end.col().saturating_sub(span.start.col()).max(1) } else { 1 };
-    At { line: number(span.start.line()).max(1), column: number(span.start.col()).saturating_add(1), width: number(width) }
+    At {
+        line: number(span.start.line()).max(1),
+        column: number(span.start.col()).saturating_add(1),
+        width: number(width),
+    }
 }

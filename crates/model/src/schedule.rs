@@ -40,9 +40,9 @@ pub enum BadSchedule {
     #[error("schedules are in UTC, and `{0}` is another time zone")]
     Zone(String),
     /// A field of a cron expression.
-    #[error("`{text}` is not a {field} in a schedule")]
+    #[error("`{text}` is not {field}")]
     Field {
-        /// Which: minute, hour, day of the month, …
+        /// Which, with its article: a minute, an hour, a day of the month, …
         field: &'static str,
         /// What stands there.
         text: String,
@@ -123,17 +123,17 @@ impl Schedule {
             mask_of(fields[i], first, last, names)
                 .ok_or_else(|| BadSchedule::Field { field, text: fields[i].to_owned() })
         };
-        let weekdays = mask(4, "day of the week", 0, 7, &WEEKDAYS)?;
+        let weekdays = mask(4, "a day of the week", 0, 7, &WEEKDAYS)?;
         #[expect(
             clippy::cast_possible_truncation,
             reason = "`mask_of` sets no bit above `last`, at most 31 here"
         )]
         let schedule = Self {
             text: String::new(),
-            minutes: mask(0, "minute", 0, 59, &[])?,
-            hours: mask(1, "hour", 0, 23, &[])? as u32,
-            days: mask(2, "day of the month", 1, 31, &[])? as u32,
-            months: mask(3, "month", 1, 12, &MONTHS)? as u32,
+            minutes: mask(0, "a minute", 0, 59, &[])?,
+            hours: mask(1, "an hour", 0, 23, &[])? as u32,
+            days: mask(2, "a day of the month", 1, 31, &[])? as u32,
+            months: mask(3, "a month", 1, 12, &MONTHS)? as u32,
             // Sunday may be written 0 or 7.
             weekdays: ((weekdays | weekdays >> 7) & 0x7f) as u32,
             both_days: fields[2].starts_with('*') || fields[4].starts_with('*'),
@@ -160,7 +160,7 @@ impl Schedule {
                 Some(
                     known
                         .ok_or_else(|| BadSchedule::Field {
-                            field: "day of the week",
+                            field: "a day of the week",
                             text: (*day).to_owned(),
                         })?
                         .to_string(),
@@ -195,13 +195,14 @@ impl FromStr for Schedule {
         let lower = text.trim().to_ascii_lowercase();
         let mut words: Vec<&str> = lower.split_whitespace().collect();
         if let [_, .., zone] = words[..] {
+            let written = text.split_whitespace().last().unwrap_or(zone);
             match zone {
                 "utc" | "z" => drop(words.pop()),
                 _ if zone.contains('/') && zone.starts_with(|c: char| c.is_ascii_alphabetic()) => {
-                    return Err(BadSchedule::Zone(zone.to_owned()));
+                    return Err(BadSchedule::Zone(written.to_owned()));
                 }
                 "gmt" | "cet" | "cest" | "est" | "edt" | "pst" | "pdt" | "local" => {
-                    return Err(BadSchedule::Zone(zone.to_owned()));
+                    return Err(BadSchedule::Zone(written.to_owned()));
                 }
                 _ => {}
             }

@@ -19,7 +19,11 @@ impl Engine for Named {
     fn check(&self, cluster: &Cluster) -> Vec<Mistake> {
         let mut mistakes = Vec::new();
         let mut refuse = |key: &str, message: &str| {
-            mistakes.push(Mistake { key: key.to_owned(), message: message.to_owned(), hint: Some("ask the engine".to_owned()) });
+            mistakes.push(Mistake {
+                key: key.to_owned(),
+                message: message.to_owned(),
+                hint: Some("ask the engine".to_owned()),
+            });
         };
         for setting in cluster.config.keys().filter(|setting| setting.contains("bogus")) {
             refuse(&format!("config.{setting}"), "there is no such setting");

@@ -1,4 +1,4 @@
-//! Whatever the bytes, reading ends with a fleet or with mistakes that have their places in the file.
+//! Whatever the bytes, reading ends with a fleet or with mistakes that have their places in the file. `PROPTEST_CASES` runs more.
 
 use proptest::prelude::*;
 
@@ -9,8 +9,38 @@ const EXTERNAL: &str = include_str!("../../../../fleets/external.yaml");
 
 /// Pieces that parsers stumble over.
 const PIECES: [&str; 32] = [
-    ": ", "- ", "{", "}", "[", "]", "&a ", "*a", "<<: ", "\n", "\n  ", "\t", "\"", "'", "|\n", ">-\n", "#", "?", "!!str ", "!x ", "---\n",
-    "...\n", "%YAML 1.2\n", "~", "\u{feff}", "é", "😀", "\0", "\r", "\u{2028}", "99999999999999999999", "never",
+    ": ",
+    "- ",
+    "{",
+    "}",
+    "[",
+    "]",
+    "&a ",
+    "*a",
+    "<<: ",
+    "\n",
+    "\n  ",
+    "\t",
+    "\"",
+    "'",
+    "|\n",
+    ">-\n",
+    "#",
+    "?",
+    "!!str ",
+    "!x ",
+    "---\n",
+    "...\n",
+    "%YAML 1.2\n",
+    "~",
+    "\u{feff}",
+    "é",
+    "😀",
+    "\0",
+    "\r",
+    "\u{2028}",
+    "99999999999999999999",
+    "never",
 ];
 
 #[derive(Clone, Debug)]
@@ -57,7 +87,7 @@ fn change() -> impl Strategy<Value = Change> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: ProptestConfig::default().cases.max(2000), failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn changed_files_never_break_the_reader(shop: bool, changes in prop::collection::vec(change(), 1..8)) {

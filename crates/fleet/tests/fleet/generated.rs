@@ -25,7 +25,10 @@ fn generated_files_are_current() {
 /// The schema's node for a path of keys, through sections and named entries.
 fn at<'s>(schema: &'s Value, path: &[&str]) -> &'s Value {
     path.iter().fold(schema, |node, key| {
-        let node = node.get("anyOf").and_then(|all| all.as_array()?.iter().find(|one| one["type"] == "object")).unwrap_or(node);
+        let node = node
+            .get("anyOf")
+            .and_then(|all| all.as_array()?.iter().find(|one| one["type"] == "object"))
+            .unwrap_or(node);
         node["properties"].get(key).unwrap_or(&node["additionalProperties"])
     })
 }

@@ -31,14 +31,16 @@ pub fn check(text: &str, environment: &str) -> Vec<Mistake> {
 #[test]
 fn every_mistake_is_told_with_its_place() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fleet/mistakes");
-    let mut files: Vec<PathBuf> = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let mut files: Vec<PathBuf> =
+        std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.retain(|path| path.extension().is_some_and(|extension| extension == "yaml"));
     files.sort();
     let mut seen = BTreeSet::from(["unreadable-file", "too-large"]);
     let mut wrong = Vec::new();
     for file in &files {
         let text = std::fs::read_to_string(file).unwrap();
-        let environment = text.lines().next().and_then(|line| line.strip_prefix("# env: ")).unwrap_or("local");
+        let environment =
+            text.lines().next().and_then(|line| line.strip_prefix("# env: ")).unwrap_or("local");
         let mistakes = check(&text, environment);
         seen.extend(mistakes.iter().map(|mistake| mistake.code));
         let told = mistakes.iter().map(|mistake| format!("{mistake}\n")).collect::<Vec<_>>().join("\n");

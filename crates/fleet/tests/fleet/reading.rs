@@ -19,7 +19,8 @@ recovery_groups:
 "#;
 
 fn read(text: &str, environment: &str) -> Fleet {
-    check_text(text, "/srv/shop/fleet.yaml", environment, &ENGINES).unwrap_or_else(|mistakes| panic!("{mistakes}"))
+    check_text(text, "/srv/shop/fleet.yaml", environment, &ENGINES)
+        .unwrap_or_else(|mistakes| panic!("{mistakes}"))
 }
 
 #[test]
@@ -28,7 +29,10 @@ fn the_small_file_works_as_it_is() {
     assert_eq!((fleet.name.as_str(), fleet.environment.hosts.clone()), ("shop", Hosts::Local));
     assert_eq!(fleet.base_dir, Path::new("/srv/shop"));
     let stock = fleet.cluster("stock").unwrap();
-    assert_eq!((&*stock.engine, &stock.nodes, stock.cluster.unwrap().replicas), ("redis", &Nodes::Count(6), 1));
+    assert_eq!(
+        (&*stock.engine, &stock.nodes, stock.cluster.unwrap().replicas),
+        ("redis", &Nodes::Count(6), 1)
+    );
     let (name, vault) = fleet.vault_of(stock).unwrap();
     assert_eq!((name.as_str(), &vault.url), ("main", &VaultUrl::File("vault".into())));
     let backup = stock.backup.as_ref().unwrap();
@@ -44,7 +48,8 @@ fn the_small_file_works_as_it_is() {
 
 #[test]
 fn everything_has_a_default() {
-    let fleet = read("fleet: f\nclusters: { a: { engine: postgres }, b: { engine: redis, backup: {} } }\n", "local");
+    let fleet =
+        read("fleet: f\nclusters: { a: { engine: postgres }, b: { engine: redis, backup: {} } }\n", "local");
     let (a, b) = (fleet.cluster("a").unwrap(), fleet.cluster("b").unwrap());
     assert_eq!((&a.nodes, a.backup.is_none(), a.version.is_none()), (&Nodes::Count(1), true, true));
     assert!(b.backup.as_ref().unwrap().follow);
@@ -57,7 +62,10 @@ fn everything_has_a_default() {
     let fleet = read(text, "local");
     let backup = |name: &str| fleet.cluster(name).unwrap().backup.clone().unwrap();
     assert_eq!((backup("a").vault.as_str(), backup("b").vault.as_str()), ("main", "far"));
-    assert_eq!((backup("a").snapshot, backup("a").keep.within, backup("a").keep.daily), (None, Duration::ZERO, 7));
+    assert_eq!(
+        (backup("a").snapshot, backup("a").keep.within, backup("a").keep.daily),
+        (None, Duration::ZERO, 7)
+    );
     assert_eq!((backup("a").keep.log, backup("b").keep.log), (days(7), days(1)));
     assert_eq!(fleet.group("g").unwrap().exact.unwrap().every, Duration::from_secs(3600));
     assert_eq!(fleet.group("h").unwrap().every, None);
@@ -81,7 +89,15 @@ clusters:
     let config: Vec<_> = a.config.iter().map(|(key, value)| format!("{key}={value}")).collect();
     assert_eq!(
         config,
-        ["a.b=x: y", "empty=", "hex=0x10", "jit=false", "ratio=0.10", "track_commit_timestamp=on", "work_mem=64MB"]
+        [
+            "a.b=x: y",
+            "empty=",
+            "hex=0x10",
+            "jit=false",
+            "ratio=0.10",
+            "track_commit_timestamp=on",
+            "work_mem=64MB"
+        ]
     );
 }
 
@@ -98,7 +114,10 @@ clusters:
     let local = read(text, "local");
     let a = local.cluster("a").unwrap();
     assert_eq!((&a.nodes, a.backup.is_none()), (&Nodes::Count(1), true));
-    assert_eq!(a.config.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>(), ["fsync=off", "work_mem=64MB"]);
+    assert_eq!(
+        a.config.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>(),
+        ["fsync=off", "work_mem=64MB"]
+    );
     let prod = read(text, "prod");
     assert_eq!(prod.environment.hosts, Hosts::Kubernetes { namespace: Some("chat".into()) });
     let backup = prod.cluster("a").unwrap().backup.clone().unwrap();
@@ -112,7 +131,10 @@ fn external_servers_are_named_and_rehearsed_locally() {
     let node = |port| HostPort { host: format!("db{port}"), port: 5432 };
     assert_eq!(orders.nodes, Nodes::Named(vec![node(1), node(2)]));
     let access = orders.access.as_ref().unwrap();
-    assert_eq!((access.user.as_deref(), &access.password), (Some("mainstay"), &Some(SecretRef::Env("PGPASSWORD".into()))));
+    assert_eq!(
+        (access.user.as_deref(), &access.password),
+        (Some("mainstay"), &Some(SecretRef::Env("PGPASSWORD".into())))
+    );
     let tls = access.tls.as_ref().unwrap();
     assert_eq!((tls.mode, tls.ca.as_deref()), (TlsMode::VerifyFull, Some(Path::new("ca.pem"))));
     let control = orders.control.as_ref().unwrap();
@@ -121,7 +143,10 @@ fn external_servers_are_named_and_rehearsed_locally() {
 
     let local = example("external.yaml", "local");
     let orders = local.cluster("orders").unwrap();
-    assert_eq!((&orders.nodes, orders.access.is_none(), orders.control.is_none()), (&Nodes::Count(2), true, true));
+    assert_eq!(
+        (&orders.nodes, orders.access.is_none(), orders.control.is_none()),
+        (&Nodes::Count(2), true, true)
+    );
 }
 
 #[test]
@@ -148,7 +173,8 @@ fn the_examples_and_the_template_are_right() {
     }
     for engines in [&ENGINES[..], &ENGINES[..1], &ENGINES[1..]] {
         let text = template(engines);
-        let fleet = check_text(&text, "fleet.yaml", "local", engines).unwrap_or_else(|mistakes| panic!("{text}\n{mistakes}"));
+        let fleet = check_text(&text, "fleet.yaml", "local", engines)
+            .unwrap_or_else(|mistakes| panic!("{text}\n{mistakes}"));
         assert_eq!((fleet.clusters.len(), fleet.recovery_groups.len()), (engines.len(), 1));
     }
     let windows = format!("\u{feff}{}", ISSUE.replace('\n', "\r\n"));
