@@ -86,8 +86,13 @@ fn change() -> impl Strategy<Value = Change> {
     ]
 }
 
+fn config() -> ProptestConfig {
+    let default = ProptestConfig::default();
+    ProptestConfig { cases: default.cases.max(2000), failure_persistence: None, ..default }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: ProptestConfig::default().cases.max(2000), failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(config())]
 
     #[test]
     fn changed_files_never_break_the_reader(shop: bool, changes in prop::collection::vec(change(), 1..8)) {
