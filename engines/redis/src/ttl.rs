@@ -1,0 +1,161 @@
+//! Times to live of a server that is being fed: read, and moved, before it may expire anything.
+//!
+//! A key that had ten seconds left yesterday must have ten seconds left in a sandbox made today. Keys whose time has passed by now
+//! cannot be seen by a client of a replica, but a script that comes down the replication link runs as the master's and sees
+//! them all. So scripts are sent down the link, in batches, and tell what they found through a channel (a script's answer to a master
+//! goes nowhere). `SCAN` may show a key twice; a shifted time is therefore marked by lifting it out of the range of real times
+//! in a first pass, and lowered in a second, so that neither pass does anything twice.
+//!
+//! Needs Redis 7.0 (`PEXPIRETIME`). Fields of hashes with a life of their own (7.4 and later) are moved where a script can see
+//! them.
+
+use std::time::Duration;
+
+use mainstay_engine::{Error, Kind, Result};
+
+use crate::connect::Subscription;
+use crate::link::Door;
+use crate::master::{Feed, FeedError};
+
+/// Where the scripts tell what they found.
+pub const CHANNEL: &str = "mainstay:restore";
+/// How many keys a script looks at in one go.
+const BATCH: &str = "2000";
+/// How long one batch may take.
+const BATCH_DEADLINE: Duration = Duration::from_secs(120);
+
+/// Looks at a batch of keys. Tells the next cursor, how many keys it saw that have a life, and two 32-bit halves of an order-independent
+/// digest of (key, end of life).
+const READ: &str = "
+local cursor, channel, batch = ARGV[1], ARGV[2], ARGV[3]
+local found = redis.call('SCAN', cursor, 'COUNT', batch)
+local count, high, low = 0, 0, 0
+for _, key in ipairs(found[2]) do
+  local ends = redis.call('PEXPIRETIME', key)
+  if ends >= 0 then
+    local hash = redis.sha1hex(key .. '\\0' .. string.format('%.0f', ends))
+    count = count + 1
+    high = bit.bxor(high, tonumber(string.sub(hash, 1, 8), 16))
+    low = bit.bxor(low, tonumber(string.sub(hash, 9, 16), 16))
+  end
+end
+local text = string.format('%s %.0f %.0f %.0f', found[1], count, high % 4294967296, low % 4294967296)
+redis.call('PUBLISH', channel, text)
+";
+
+/// Moves the ends of life of a batch of keys. `lift` moves by the shift and into the range of marked times, `lower` out of it.
+const MOVE: &str = "
+local cursor, channel, batch, phase, shift = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
+local mark = 2251799813685248
+local found = redis.call('SCAN', cursor, 'COUNT', batch)
+local count = 0
+for _, key in ipairs(found[2]) do
+  local ends = redis.call('PEXPIRETIME', key)
+  if phase == 'lift' and ends >= 0 and ends < mark / 2 then
+    redis.call('PEXPIREAT', key, string.format('%.0f', ends + shift + mark))
+    count = count + 1
+  elseif phase == 'lower' and ends >= mark and ends < mark + mark / 2 then
+    redis.call('PEXPIREAT', key, string.format('%.0f', ends - mark))
+    count = count + 1
+  end
+end
+redis.call('PUBLISH', channel, string.format('%s %.0f 0 0', found[1], count))
+";
+
+/// What a pass over all keys of a database found.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Pass {
+    /// Keys with an end of life (counted twice where `SCAN` showed them twice).
+    pub keys: u64,
+    /// Over (key, end), whatever the order; meaningless where `SCAN` showed a key twice.
+    pub digest: u64,
+}
+
+/// Runs scripts down a replication link and hears what they tell.
+pub struct Scripts<'a> {
+    /// The link.
+    pub feed: &'a mut Feed,
+    /// The server that is fed, for messages.
+    pub node: &'a str,
+    /// How clients get in.
+    pub door: &'a Door,
+    /// To wait for messages from a blocking thread.
+    pub runtime: &'a tokio::runtime::Handle,
+}
+
+impl Scripts<'_> {
+    /// Reads the ends of life of one database.
+    ///
+    /// # Errors
+    /// `Server`, `Deadline`, `Unreachable`.
+    pub fn read(&mut self, db: u32) -> Result<Pass> {
+        self.pass(db, READ, &[])
+    }
+
+    /// Moves all ends of life of one database by `shift_ms`, and says how many there are.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn shift(&mut self, db: u32, shift_ms: i64) -> Result<u64> {
+        let shift = shift_ms.to_string();
+        self.pass(db, MOVE, &["lift", &shift])?;
+        Ok(self.pass(db, MOVE, &["lower", &shift])?.keys)
+    }
+
+    fn pass(&mut self, db: u32, script: &str, arguments: &[&str]) -> Result<Pass> {
+        let failed = |error| feed_error(self.node, error);
+        // Every pass has a channel of its own, so that a late message of another is not taken for its own.
+        let channel = format!("{CHANNEL}:{:016x}", rand::random::<u64>());
+        let mut messages = self.runtime.block_on(Subscription::open(self.node, self.door, &channel))?;
+        self.feed.send_command(&[b"SELECT", db.to_string().as_bytes()]).map_err(failed)?;
+        let mut cursor = String::from("0");
+        let mut sum = Pass::default();
+        loop {
+            let mut words = vec!["EVAL", script, "0", &cursor, &channel, BATCH];
+            words.extend(arguments);
+            let words: Vec<&[u8]> = words.iter().map(|word| word.as_bytes()).collect();
+            self.feed.send_command(&words).map_err(|error| feed_error(self.node, error))?;
+            let told = self.runtime.block_on(messages.next(BATCH_DEADLINE))?;
+            let (next, found) = parse(&told).ok_or_else(|| {
+                Error::new(
+                    Kind::Server,
+                    format!("look at times to live of {}: a script told nonsense", self.node),
+                )
+            })?;
+            sum.keys += found.keys;
+            sum.digest ^= found.digest;
+            if next == "0" {
+                return Ok(sum);
+            }
+            cursor = next;
+        }
+    }
+}
+
+fn parse(told: &[u8]) -> Option<(String, Pass)> {
+    let text = std::str::from_utf8(told).ok()?;
+    let words: Vec<&str> = text.split(' ').collect();
+    let [cursor, keys, high, low] = words[..] else { return None };
+    let digest = high.parse::<u64>().ok()? << 32 | low.parse::<u64>().ok()?;
+    Some((cursor.to_owned(), Pass { keys: keys.parse().ok()?, digest }))
+}
+
+/// A failed feed in the engines' terms.
+pub fn feed_error(node: &str, error: FeedError) -> Error {
+    let kind = match &error {
+        FeedError::Broken(_) | FeedError::Unexpected(_) | FeedError::Apart { .. } => Kind::Server,
+        FeedError::Source(_) => Kind::Io,
+        FeedError::Stalled(_) => Kind::Deadline,
+        FeedError::Cancelled => Kind::Cancelled,
+    };
+    let what = format!("feed {node}: {error}");
+    match error {
+        FeedError::Broken(source) => Error::new(kind, what).source(source),
+        // A source that fails says its own kind, when it is one of ours.
+        FeedError::Source(source) => match source.downcast::<Error>() {
+            Ok(error) => error,
+            Err(source) => Error::new(kind, what).source(source),
+        },
+        _ => Error::new(kind, what),
+    }
+}
