@@ -56,7 +56,6 @@ pub fn names(root: &Node, engines: &[&dyn Engine], report: &mut Report) {
 /// Notes all that does not hold together for the draft's environment.
 pub fn environment(draft: &Draft, engines: &[&dyn Engine], report: &mut Report) {
     for cluster in draft.fleet.clusters.values() {
-        let here = report.len();
         places(draft, cluster, report);
         shape(draft, cluster, report);
         tier(draft, cluster, report);
@@ -64,9 +63,7 @@ pub fn environment(draft: &Draft, engines: &[&dyn Engine], report: &mut Report) 
             vault(draft, cluster, backup, report);
             keep(draft, cluster, backup, report);
         }
-        if report.len() == here {
-            settings(draft, cluster, engines, report);
-        }
+        settings(draft, cluster, engines, report);
     }
     groups(draft, report);
     vaults(draft, report);
@@ -254,35 +251,32 @@ fn keep(draft: &Draft, cluster: &Cluster, backup: &Backup, report: &mut Report) 
     report.add_judged(codes::KEEP_TOO_SHORT, at, message, hint);
 }
 
-/// What only the engine can judge. Asked of clusters that are otherwise right.
+/// What only the engine can judge. What it says of a value that was already found wrong is left out.
 fn settings(draft: &Draft, cluster: &Cluster, engines: &[&dyn Engine], report: &mut Report) {
     let Some(engine) = engines.iter().find(|engine| engine.name() == cluster.engine) else { return };
+    let name = cluster.name.as_str();
+    let mut found = Vec::new();
     for mistake in engine.check(cluster) {
-        let mut path = vec!["clusters", cluster.name.as_str()];
-        let code = match mistake.key.split_once('.') {
-            // What is behind `config.` is one key, dots and all: `auto_explain.log_min_duration`.
+        let (code, at) = match mistake.key.split_once('.') {
+            // What is behind `config.` is one key, dots and all: `auto_explain.log_min_duration`. It is shown by its name, since
+            // that may be what the engine does not know.
             Some(("config", setting)) => {
-                path.extend(["config", setting]);
-                codes::BAD_SETTING
+                let settings = draft.tree.find(&["clusters", name, "config"]);
+                let entry = settings.and_then(|all| all.entry(setting));
+                (codes::BAD_SETTING, entry.map(|entry| entry.key_at))
             }
-            _ => {
-                path.extend(mistake.key.split('.').filter(|key| !key.is_empty()));
-                if mistake.key == "version" { codes::BAD_VERSION } else { codes::BAD_SHAPE }
-            }
+            _ if mistake.key == "version" => (codes::BAD_VERSION, None),
+            _ => (codes::BAD_SHAPE, None),
         };
-        let at = match code {
-            // A setting is shown by its name: it may be the name that the engine does not know.
-            codes::BAD_SETTING => {
-                draft.tree.find(&path[..3]).and_then(|all| Some(all.entry(path.get(3)?)?.key_at))
-            }
-            _ => None,
-        };
-        report.add_judged(
-            code,
-            at.unwrap_or_else(|| draft.tree.locate(&path)),
-            mistake.message,
-            mistake.hint.unwrap_or_default(),
-        );
+        let path = ["clusters", name].into_iter().chain(mistake.key.split('.')).collect::<Vec<_>>();
+        let at = at.unwrap_or_else(|| draft.tree.locate(&path));
+        if !report.has(at) {
+            let hint = mistake.hint.unwrap_or_else(|| format!("change or remove `{}`", mistake.key));
+            found.push((code, at, mistake.message, hint));
+        }
+    }
+    for (code, at, message, hint) in found {
+        report.add(code, at, message, hint);
     }
 }
 

@@ -29,7 +29,7 @@ use mainstay_model::{EnvironmentName, Fleet};
 pub use judge::FOLLOWED_RPO;
 pub use mistake::{Mistake, Mistakes};
 pub use reference::{generated, reference};
-pub use schema::schema;
+pub use schema::{schema, schema_text};
 pub use secret::{Reason, SecretError, resolve};
 pub use template::template;
 

@@ -20,6 +20,11 @@ pub struct At {
 impl At {
     /// The first character of the file.
     pub const START: Self = Self { line: 1, column: 1, width: 1 };
+
+    /// Whether both begin at the same character.
+    fn begins_with(self, other: Self) -> bool {
+        (self.line, self.column) == (other.line, other.column)
+    }
 }
 
 /// One thing that is wrong.
@@ -130,15 +135,14 @@ impl Report {
         message: impl Into<String>,
         hint: impl Into<String>,
     ) {
-        let same = |other: &At| (other.line, other.column) == (at.line, at.column);
-        if !self.found[..self.forms].iter().any(|(other, ..)| same(other)) {
+        if !self.found[..self.forms].iter().any(|(other, ..)| other.begins_with(at)) {
             self.add(code, at, message, hint);
         }
     }
 
-    /// How many mistakes were noted so far.
-    pub fn len(&self) -> usize {
-        self.found.len()
+    /// Whether a mistake was noted there.
+    pub fn has(&self, at: At) -> bool {
+        self.found.iter().any(|(other, ..)| other.begins_with(at))
     }
 
     /// The mistakes in order, or nothing if there are none.

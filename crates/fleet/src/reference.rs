@@ -7,11 +7,9 @@ use crate::keys::{FILE, Key, Section, Shape};
 
 /// All files that this crate generates, with their paths in the repository.
 pub fn generated() -> Vec<(String, String)> {
-    let mut schema = serde_json::to_string_pretty(&crate::schema()).unwrap_or_default();
-    schema.push('\n');
     let mut files = vec![
         ("docs/fleet-file.md".to_owned(), reference()),
-        ("docs/generated/fleet.schema.json".to_owned(), schema),
+        ("docs/generated/fleet.schema.json".to_owned(), crate::schema_text()),
     ];
     files.extend(CODES.iter().map(|code| (format!("docs/errors/{}.md", code.code), codes::page(code))));
     files

@@ -15,6 +15,11 @@ pub fn schema() -> Value {
     Value::Object(root)
 }
 
+/// The schema as it is committed and printed: with line breaks, and one at its end.
+pub fn schema_text() -> String {
+    format!("{:#}\n", schema())
+}
+
 const NAME: &str = "^[a-z][a-z0-9-]{0,40}$";
 const DURATION: &str = "^(0|([0-9]+(ms|s|m|h|d|w|y) *)+)$";
 

@@ -90,7 +90,7 @@ fn run(command: &str, base_dir: &Path) -> Result<Vec<u8>, Reason> {
     let reader = std::thread::spawn(move || stdout.map_or(Ok(Vec::new()), read_limited));
     let status = wait(&mut child)?;
     // A process that the command left behind may hold the pipe open: then there is no end to what it prints.
-    let until = Instant::now() + Duration::from_secs(1);
+    let until = Instant::now() + Duration::from_secs(5);
     while !reader.is_finished() && Instant::now() < until {
         std::thread::sleep(Duration::from_millis(2));
     }
