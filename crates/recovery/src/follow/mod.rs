@@ -6,5 +6,19 @@
 
 mod sink;
 mod spool;
+mod upload;
 
 pub use spool::Limits;
+pub use upload::Pace;
+
+/// An error and all that lay under it, on one line.
+pub(crate) fn why(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
+}

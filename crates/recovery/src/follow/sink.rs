@@ -7,7 +7,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use mainstay_engine::{Chunk, Error, Kind, LogSink, Result};
 use mainstay_model::{Bracket, Branch, Offset, Place};
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
+
+use super::upload::Vaulted;
 
 use super::spool::Spool;
 
@@ -18,9 +20,7 @@ const ROOM_POLL: Duration = Duration::from_millis(200);
 pub(super) struct Sink {
     pub spool: Arc<Spool>,
     /// How far the lane is in the vault.
-    pub vaulted: watch::Receiver<Option<Place>>,
-    /// Rung at every beat and flush, for the uploader.
-    pub moved: Arc<Notify>,
+    pub vaulted: watch::Receiver<Vaulted>,
     /// Set while the link follows from a place before the spool's end, where the history branched: what lies behind that place is not
     /// on the source's history, and is not to be acknowledged to it.
     pub rewound: Mutex<Option<Place>>,
@@ -66,13 +66,11 @@ impl LogSink for Sink {
             spool.set_beat(&at, time);
             Ok(())
         })
-        .await?;
-        self.moved.notify_one();
-        Ok(())
+        .await
     }
 
     fn vaulted(&self) -> Option<Place> {
-        self.vaulted.borrow().clone()
+        self.vaulted.borrow().end.clone()
     }
 
     async fn before(&self, from: &Place) -> Result<Option<Chunk>> {
@@ -89,7 +87,6 @@ impl Sink {
     async fn flush(&self) -> Result<Place> {
         let spool = self.spool.clone();
         let end = blocking(move || spool.flush()).await?;
-        self.moved.notify_one();
         end.ok_or_else(|| Error::new(Kind::Invalid, "sync spool: it was not begun"))
     }
 

@@ -28,7 +28,7 @@ use mainstay_model::{Bracket, Branch, Epoch, Instant, Offset, Place};
 use tokio::sync::{Notify, watch};
 
 pub(super) use read::{Range, Stretch};
-use record::{BODY_BYTES_MAX, Note, Start, write_chunk, write_note, write_start};
+use record::{BODY_BYTES_MAX, BranchNote, Note, Start, write_chunk, write_note, write_start};
 
 /// What a spool may use.
 #[derive(Clone, Debug)]
@@ -80,9 +80,14 @@ pub(super) struct FileInfo {
 }
 
 impl FileInfo {
-    /// Whether it holds any log.
+    /// Whether it holds no log.
     pub fn is_empty(&self) -> bool {
         self.end == self.start.place
+    }
+
+    /// Whether what would follow it is lost.
+    pub fn is_broken_off(&self) -> bool {
+        self.notes.iter().any(|note| matches!(note, Note::Hole { .. }))
     }
 }
 
@@ -140,7 +145,7 @@ struct Disk {
 }
 
 impl Spool {
-    /// The place behind all that was appended; `None` before [`Self::begin`].
+    /// The place behind all that was appended; `None` before [`Self::begin`], and behind a hole.
     pub fn end(&self) -> Option<Place> {
         self.shared().end.clone()
     }
@@ -243,16 +248,19 @@ impl Spool {
 
     /// The lane goes on in another epoch, or tells how the one that it is in came to be.
     pub fn branch(&self, branch: Branch, history: Option<Bytes>) -> Result<()> {
-        let note = Note { branch, history: history.map(|bytes| bytes.to_vec()) };
+        let note = BranchNote { branch, history: history.map(|bytes| bytes.to_vec()) };
         let mut guard = self.shared();
         let shared = &mut *guard;
         let refuse = |what: String| Err(Error::new(Kind::Invalid, format!("branch in spool: {what}")));
         let Some(end) = shared.end.clone() else { return refuse("it was not begun".to_owned()) };
         if note.branch.epoch == end.epoch {
-            let told = |known: &Note| *known == note;
             let file = shared.current.and_then(|current| shared.files.get(&current.seq));
-            if !file.is_some_and(|file| file.notes.iter().chain(&file.start.branch).any(told)) {
-                shared.push(end, None, Some(note.clone()), |out| write_note(out, &note));
+            let is_told = file.is_some_and(|file| {
+                file.start.branch.as_ref() == Some(&note)
+                    || file.notes.iter().any(|told| matches!(told, Note::Branch(told) if *told == note))
+            });
+            if !is_told {
+                shared.push_note(end, Note::Branch(note));
             }
             return Ok(());
         }
@@ -269,6 +277,17 @@ impl Spool {
         let place = Place { epoch: note.branch.epoch.clone(), offset: note.branch.first };
         shared.open_file(Start { place, continues: true, branch: Some(note) });
         Ok(())
+    }
+
+    /// What would follow is lost, because of `reason` (`[a-z0-9-]{1,60}`): nothing more can be appended before [`Self::begin`].
+    pub fn break_off(&self, reason: &str) -> Result<()> {
+        {
+            let mut shared = self.shared();
+            let Some(end) = shared.end.take() else { return Ok(()) };
+            shared.beat = None;
+            shared.push_note(end, Note::Hole { reason: reason.to_owned(), found_at: Instant::now() });
+        }
+        self.flush().map(|_| ())
     }
 
     /// At `time` the source had nothing behind `at`. Returns whether that is where we are.
@@ -335,7 +354,7 @@ impl Spool {
             entry.get().clone()
         });
         shared.current = last.as_ref().map(Current::of);
-        shared.end = last.map(|file| file.end);
+        shared.end = last.filter(|file| !file.is_broken_off()).map(|file| file.end);
         shared.latest = shared.files.values().filter_map(|file| file.latest).max();
         shared.know_again();
         shared.end.clone()
@@ -478,6 +497,11 @@ impl Shared {
                 current.len += added as u64;
             }
         }
+    }
+
+    fn push_note(&mut self, end: Place, note: Note) {
+        let written = note.clone();
+        self.push(end, None, Some(note), |out| write_note(out, &written));
     }
 
     fn know(&mut self, place: &Place) {

@@ -78,10 +78,11 @@ impl Spool {
             file.sync_all().map_err(failed)?;
             disk = Disk { file: Some((last.seq, file)), len: last.len };
             shared.current = Some(Current::of(&last));
-            shared.end = Some(last.end);
+            shared.end = Some(last).filter(|last| !last.is_broken_off()).map(|last| last.end);
         }
         shared.beat = read_beat(dir).filter(|(at, _)| shared.end.as_ref() == Some(at));
-        let durable = watch::Sender::new(shared.end.clone());
+        let last = shared.files.values().last();
+        let durable = watch::Sender::new(last.map(|file| file.end.clone()));
         let (shared, disk) = (Mutex::new(shared), Mutex::new(disk));
         let room = Notify::new();
         let spool = Self { dir: dir.to_owned(), limits, shared, disk, room, durable, _lock: lock };

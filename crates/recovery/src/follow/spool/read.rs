@@ -6,7 +6,7 @@ use std::path::Path;
 
 use bytes::{Bytes, BytesMut};
 use mainstay_engine::{Chunk, Error, Kind, Result, TimeMark};
-use mainstay_model::{Bracket, Place};
+use mainstay_model::{Bracket, Offset, Place};
 
 use super::open::{numbers, scan};
 use super::record::{Reader, Record};
@@ -102,6 +102,31 @@ impl Spool {
                 Some(Record::Chunk(chunk)) if chunk.offset == place.offset => return Ok(Some(pos)),
                 Some(Record::Chunk(chunk)) if chunk.offset > place.offset => return Ok(None),
                 Some(_) => {}
+            }
+        }
+    }
+
+    /// The byte in a file of the last chunk before byte `pos` where an object may begin. Blocks.
+    pub fn carry_before(&self, info: &FileInfo, pos: u64) -> Result<u64> {
+        self.last_carry(info, |at, _| at < pos)
+    }
+
+    /// The same for the last such chunk that begins at or before `place`. Blocks.
+    pub fn carry_at_or_before(&self, info: &FileInfo, place: &Place) -> Result<u64> {
+        self.last_carry(info, |_, offset| offset <= place.offset)
+    }
+
+    fn last_carry(&self, info: &FileInfo, counts: impl Fn(u64, Offset) -> bool) -> Result<u64> {
+        let path = path_of(&self.dir, info.seq);
+        let mut reader = reader(&path, 0, info.len)?;
+        let mut found = 0;
+        loop {
+            let pos = reader.pos();
+            match reader.next().map_err(|e| Error::io(format!("read spool file {}", path.display()), e))? {
+                Some(Record::Chunk(chunk)) if !counts(pos, chunk.offset) => return Ok(found),
+                Some(Record::Chunk(chunk)) if chunk.carry.is_some() => found = pos,
+                Some(_) => {}
+                None => return Ok(found),
             }
         }
     }

@@ -27,7 +27,7 @@ pub(in crate::follow) enum Record {
     Start(Start),
     /// Some log.
     Chunk(ChunkRecord),
-    /// How an epoch came to be that the lane is in already.
+    /// Something to be known of the log at this place.
     Note(Note),
 }
 
@@ -39,12 +39,27 @@ pub(in crate::follow) struct Start {
     /// Whether the file before ends here. Not so where log is missing (or never was).
     pub continues: bool,
     /// Set where this file begins another epoch.
-    pub branch: Option<Note>,
+    pub branch: Option<BranchNote>,
+}
+
+/// Something to be known of the log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(in crate::follow) enum Note {
+    /// How an epoch came to be that the lane is in already.
+    Branch(BranchNote),
+    /// What would follow is lost.
+    Hole {
+        /// Why, in a few words: `[a-z0-9-]{1,60}`.
+        reason: String,
+        /// When that was found.
+        found_at: Instant,
+    },
 }
 
 /// A branch, and the engine's own record of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(in crate::follow) struct Note {
+pub(in crate::follow) struct BranchNote {
     /// How the epoch came to be.
     pub branch: Branch,
     /// A timeline history file, where there is one.
@@ -252,7 +267,7 @@ mod tests {
 
     fn sample() -> (Vec<u8>, Vec<Record>) {
         let place = Place::new("1", 77);
-        let note = Note {
+        let note = BranchNote {
             branch: Branch { epoch: place.epoch.clone(), parent: Some(Place::new("0", 77)), first: 77.into() },
             history: Some(b"1\t0/4D\tno reason".to_vec()),
         };
@@ -269,7 +284,7 @@ mod tests {
         let mut file = Vec::new();
         write_start(&mut file, &start);
         write_chunk(&mut file, &chunk, 85.into());
-        write_note(&mut file, &note);
+        write_note(&mut file, &Note::Branch(note.clone()));
         let record = ChunkRecord {
             offset: chunk.at.offset,
             end: 85.into(),
@@ -277,7 +292,7 @@ mod tests {
             times: chunk.times.clone(),
             bytes: chunk.bytes,
         };
-        (file, vec![Record::Start(start), Record::Chunk(record), Record::Note(note)])
+        (file, vec![Record::Start(start), Record::Chunk(record), Record::Note(Note::Branch(note))])
     }
 
     #[test]

@@ -120,7 +120,7 @@ fn branches_leave_where_there_is_log_and_keep_the_ended_one() {
     spool.flush().unwrap();
     let files = spool.files();
     assert_eq!(files[0].end, Place::new("1", 100));
-    assert_eq!(files[0].notes[0].branch, own);
+    assert!(matches!(&files[0].notes[0], Note::Branch(note) if note.branch == own));
     assert_eq!(files[1].start.branch.as_ref().unwrap().branch.parent, Some(Place::new("1", 60)));
     drop(spool);
     let spool = open(dir.path());
@@ -131,6 +131,27 @@ fn branches_leave_where_there_is_log_and_keep_the_ended_one() {
     spool.flush().unwrap();
     assert_eq!(content(&spool, "1"), Some((0, 100)));
     assert_eq!(content(&spool, "3"), Some((90, 100)));
+}
+
+#[test]
+fn behind_a_hole_it_must_be_begun_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let spool = open(dir.path());
+    spool.begin(Place::new("1", 0)).unwrap();
+    put(&spool, &chunk("1", 0, 10, Some(""))).unwrap();
+    spool.break_off("the-log-was-gone").unwrap();
+    assert!(put(&spool, &chunk("1", 10, 10, Some(""))).is_err());
+    drop(spool);
+    let spool = open(dir.path());
+    assert_eq!(spool.end(), None);
+    assert!(spool.files()[0].is_broken_off());
+    spool.begin(Place::new("1", 50)).unwrap();
+    put(&spool, &chunk("1", 50, 10, Some(""))).unwrap();
+    spool.flush().unwrap();
+    drop(spool);
+    let spool = open(dir.path());
+    assert_eq!(spool.end(), Some(Place::new("1", 60)));
+    assert!(!spool.files()[1].start.continues);
 }
 
 #[test]
