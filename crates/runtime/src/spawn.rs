@@ -33,15 +33,16 @@ pub(crate) fn command(what: &NodeCommand, life: Life<'_>) -> Command {
         Life::Own(file) => Some(file.as_raw_fd()),
         Life::Ours => None,
     };
+    let parent = std::process::id();
     #[expect(unsafe_code, reason = "between fork and exec; calls nothing that is not async-signal-safe")]
     unsafe {
-        command.pre_exec(move || before_exec(record));
+        command.pre_exec(move || before_exec(record, parent));
     }
     command
 }
 
 #[expect(unsafe_code, reason = "plain system calls on descriptors that are open and a buffer on the stack")]
-fn before_exec(record: Option<RawFd>) -> io::Result<()> {
+fn before_exec(record: Option<RawFd>, parent: u32) -> io::Result<()> {
     let check = |result: libc::c_int| if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) };
     unsafe {
         libc::umask(0o077);
@@ -57,6 +58,9 @@ fn before_exec(record: Option<RawFd>) -> io::Result<()> {
             }
             None => {
                 check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL))?;
+                if libc::getppid().cast_unsigned() != parent {
+                    return Err(io::ErrorKind::BrokenPipe.into()); // it ended before we asked to be told
+                }
             }
         }
         // What we were given open by our own parent would otherwise stay open in the server for as long as it runs.
