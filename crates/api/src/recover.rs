@@ -76,7 +76,7 @@ pub struct PlannedRestore {
     /// What was asked for, in words.
     pub target: String,
     /// The instant that it stands for.
-    pub at: Instant,
+    pub at: Option<Instant>,
     /// By how much the clusters' cuts can be apart.
     pub skew_ms: f64,
     /// Cluster by cluster.

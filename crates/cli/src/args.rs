@@ -23,7 +23,7 @@ pub struct Global {
     /// The environment of the fleet file
     #[arg(long, global = true, value_name = "NAME", default_value = "local")]
     pub env: String,
-    /// All that Mainstay keeps on this machine [default: ~/.local/share/mainstay]
+    /// All that Mainstay keeps on this machine [default: ~/.mainstay]
     #[arg(long, global = true, value_name = "DIR", env = "MAINSTAY_HOME", hide_env_values = true)]
     pub home: Option<PathBuf>,
     /// What stdout is: text for people, or one JSON value and nothing else
@@ -108,8 +108,6 @@ pub struct ClustersArgs {
 
 #[derive(Args, Debug)]
 pub struct DownArgs {
-    #[arg(value_name = "CLUSTER")]
-    pub clusters: Vec<String>,
     /// Erase the clusters' data as well (backups in the vault stay)
     #[arg(long)]
     pub erase: bool,

@@ -67,3 +67,30 @@ impl From<mainstay_engine::Error> for Failure {
         Self::of(code, &error, hint)
     }
 }
+
+impl From<mainstay_runtime::Error> for Failure {
+    fn from(error: mainstay_runtime::Error) -> Self {
+        let hint = error.hint();
+        Self::of(error.code(), &error, hint)
+    }
+}
+
+impl From<mainstay_vault::Error> for Failure {
+    fn from(error: mainstay_vault::Error) -> Self {
+        let hint = error.hint();
+        Self::of(error.code(), &error, hint)
+    }
+}
+
+impl From<mainstay_store::Error> for Failure {
+    fn from(error: mainstay_store::Error) -> Self {
+        Self::of(error.kind.code(), &error, Some("see that the store is there, and that its credentials are right".to_owned()))
+    }
+}
+
+impl From<mainstay_recovery::Error> for Failure {
+    fn from(error: mainstay_recovery::Error) -> Self {
+        let hint = error.hint();
+        Self::of(error.code(), &error, hint)
+    }
+}

@@ -1,0 +1,27 @@
+//! `mainstay backup …`: snapshots in the vault.
+
+mod list;
+mod pin;
+mod prune;
+mod run;
+mod verify;
+
+use super::Cx;
+use crate::args::Backup;
+use crate::failure::Result;
+
+pub async fn run(cx: &Cx, verb: Backup) -> Result {
+    match verb {
+        Backup::Run(args) => run::run(cx, &args).await,
+        Backup::List(args) => list::run(cx, &args).await,
+        Backup::Pin(args) => pin::run(cx, &args).await,
+        Backup::Verify(args) => verify::run(cx, &args).await,
+        Backup::Prune(args) => prune::run(cx, &args).await,
+    }
+}
+
+/// Who works on a vault, for people who find a lease: `mainstay on HOST, pid N`.
+pub fn holder() -> String {
+    let host = nix::unistd::gethostname().ok().and_then(|h| h.into_string().ok()).unwrap_or_else(|| "this host".to_owned());
+    format!("mainstay on {host}, pid {}", std::process::id())
+}

@@ -1,0 +1,207 @@
+//! What a command works with: the fleet, this machine's home, vaults and clusters, each opened when it is first needed.
+
+use std::path::PathBuf;
+
+use mainstay_engine::{Access, Engine, Layout, NodeAccess};
+use mainstay_fleet::resolve;
+use mainstay_model::{Cluster, Fleet, Hosts, Nodes, SecretRef, VaultSpec};
+use mainstay_recovery::Protected;
+use mainstay_runtime::{Environment, Home};
+use mainstay_state::State;
+use mainstay_store::{Store, StoreSpec};
+use mainstay_vault::Vault;
+
+use crate::commands::{Cx, check};
+use crate::failure::{Failure, Result};
+
+/// A fleet file that was read, and the home that goes with it.
+pub struct Session<'a> {
+    pub cx: &'a Cx,
+    pub fleet: Fleet,
+    pub home: Home,
+    pub environment: Environment,
+}
+
+/// Whether a vault that is not there is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Missing {
+    /// The command writes backups: make it, loudly if that mints a key.
+    Make,
+    /// The command only looks: say that there is none.
+    Fail,
+}
+
+impl<'a> Session<'a> {
+    pub fn open(cx: &'a Cx) -> Result<Self> {
+        let fleet = check::load(cx)?;
+        let home = home(cx)?;
+        let environment = Environment::open(&home, &fleet)?;
+        Ok(Self { cx, fleet, home, environment })
+    }
+
+    pub fn state(&self) -> Result<State> {
+        Ok(State::open(&self.home.state_db())?)
+    }
+
+    pub fn engine(&self, cluster: &Cluster) -> Result<&'static dyn Engine> {
+        let found = self.cx.engines.iter().find(|e| e.name() == cluster.engine);
+        found.copied().ok_or_else(|| {
+            Failure::usage("unknown-engine", format!("engine `{}` of {} is not known", cluster.engine, cluster.name), "run `mainstay check`")
+        })
+    }
+
+    pub fn cluster(&self, name: &str) -> Result<&Cluster> {
+        self.fleet.cluster(name).ok_or_else(|| self.unknown("cluster", name))
+    }
+
+    fn unknown(&self, what: &str, name: &str) -> Failure {
+        let clusters = self.fleet.clusters.keys().map(ToString::to_string);
+        let groups = self.fleet.recovery_groups.keys().map(|g| format!("{g} (a group)"));
+        let known = clusters.chain(groups).collect::<Vec<_>>().join(", ");
+        let file = self.cx.global.fleet.display();
+        Failure::failed("unknown-name", format!("there is no {what} `{name}` in {file}"), format!("name one of: {known}"))
+    }
+
+    /// The clusters that names stand for: groups stand for their members, no name for all.
+    pub fn select(&self, names: &[String]) -> Result<Vec<&Cluster>> {
+        if names.is_empty() {
+            return Ok(self.fleet.clusters.values().collect());
+        }
+        let mut selected: Vec<&Cluster> = Vec::new();
+        for name in names {
+            let members = match self.fleet.group(name) {
+                Some(group) => group.members.iter().map(|m| self.cluster(m.as_str())).collect::<Result<Vec<_>>>()?,
+                None => vec![self.fleet.cluster(name).ok_or_else(|| self.unknown("cluster or group", name))?],
+            };
+            for member in members {
+                if !selected.iter().any(|c| c.name == member.name) {
+                    selected.push(member);
+                }
+            }
+        }
+        Ok(selected)
+    }
+
+    /// The layout of a local cluster that is here.
+    pub fn layout(&self, cluster: &Cluster) -> Result<Option<Layout>> {
+        Ok(self.environment.layout(&cluster.name)?)
+    }
+
+    /// How a cluster is reached. One that was never brought up has no nodes.
+    pub fn access(&self, cluster: &Cluster) -> Result<Access> {
+        let scope = self.environment.scope(&cluster.name);
+        if self.fleet.environment.hosts == Hosts::Local {
+            let nothing = || Access { cluster: cluster.name.to_string(), scope, nodes: Vec::new(), user: String::new(), password: None };
+            return Ok(self.layout(cluster)?.map_or_else(nothing, |layout| layout.access()));
+        }
+        let Nodes::Named(hosts) = &cluster.nodes else {
+            return Err(Failure::usage("no-nodes", format!("{} names no nodes", cluster.name), "write `nodes: [\"host:port\"]`"));
+        };
+        let access = cluster.access.as_ref();
+        let node = |(n, at): (usize, &mainstay_model::HostPort)| NodeAccess {
+            name: format!("{}-{}", cluster.name, n + 1),
+            host: at.host.clone(),
+            port: at.port,
+            data_dir: cluster.control.as_ref().and_then(|c| c.data.clone()).filter(|d| d.is_dir()),
+        };
+        Ok(Access {
+            cluster: cluster.name.to_string(),
+            scope,
+            nodes: hosts.iter().enumerate().map(node).collect(),
+            user: access.and_then(|a| a.user.clone()).unwrap_or_default(),
+            password: access.and_then(|a| a.password.as_ref()).map(|s| self.secret(s)).transpose()?,
+        })
+    }
+
+    fn secret(&self, reference: &SecretRef) -> Result<mainstay_engine::Secret> {
+        resolve(reference, &self.fleet.base_dir).map_err(|e| Failure::of("secret", &e, Some("make the secret readable for this user".to_owned())))
+    }
+
+    /// A cluster that is up, or what to do about it.
+    pub fn running(&self, cluster: &Cluster) -> Result<Access> {
+        let access = self.access(cluster)?;
+        if access.nodes.is_empty() {
+            let message = format!("{} was never brought up here", cluster.name);
+            return Err(Failure::failed("not-up", message, "start it: mainstay up"));
+        }
+        Ok(access)
+    }
+
+    /// Opens one of the fleet's vaults.
+    pub async fn vault(&self, name: &str, spec: &VaultSpec, missing: Missing) -> Result<Vault> {
+        let key = |r: &Option<SecretRef>| r.as_ref().map(|r| self.secret(r)).transpose();
+        let hidden = |s: mainstay_engine::Secret| mainstay_store::Secret(s.expose().to_owned());
+        let store = Store::open(&StoreSpec {
+            url: spec.url.clone(),
+            base_dir: self.fleet.base_dir.clone(),
+            endpoint: spec.endpoint.clone(),
+            region: spec.region.clone(),
+            access_key: key(&spec.access_key)?.map(hidden),
+            secret_key: key(&spec.secret_key)?.map(hidden),
+        })?;
+        let keys = self.home.keys();
+        if missing == Missing::Fail {
+            return match Vault::open(store, &keys).await {
+                Err(error @ mainstay_vault::Error::NoVault { .. }) => {
+                    let hint = "nothing was backed up yet: mainstay backup run CLUSTER, or mainstay serve";
+                    Err(Failure::of(error.code(), &error, Some(hint.to_owned())))
+                }
+                other => Ok(other?),
+            };
+        }
+        let opened = Vault::open_or_create(store, &spec.recipients, &keys).await?;
+        if let Some(identity) = &opened.made_identity {
+            self.cx.printer.say(format!(
+                "\n*** VAULT {name} IS ENCRYPTED TO A KEY THAT WAS MADE JUST NOW: {}\n*** Keep a copy of that file somewhere else. Without it \
+                 no backup in this vault can ever be restored.\n",
+                identity.display()
+            ));
+        }
+        Ok(opened.vault)
+    }
+
+    /// All that recovery needs to know of a cluster.
+    pub async fn protected(&self, cluster: &Cluster, missing: Missing) -> Result<Protected> {
+        let Some((name, spec)) = self.fleet.vault_of(cluster) else {
+            let message = format!("{} has no backup policy", cluster.name);
+            return Err(Failure::failed("no-backup", message, format!("give {} a `backup:` in the fleet file", cluster.name)));
+        };
+        let vault = self.vault(name.as_str(), spec, missing).await?;
+        let (fleet, environment) = (self.fleet.name.as_str(), self.fleet.environment.name.as_str());
+        Ok(Protected {
+            cluster: cluster.clone(),
+            engine: self.engine(cluster)?,
+            vault: vault.cluster(fleet, environment, cluster.name.as_str()),
+            access: self.access(cluster)?,
+            spool: self.spool(cluster),
+            incarnation: self.environment.incarnation(&cluster.name)?,
+        })
+    }
+
+    /// As [`Self::protected`], for several.
+    pub async fn all_protected(&self, clusters: &[&Cluster], missing: Missing) -> Result<Vec<Protected>> {
+        let mut all = Vec::new();
+        for cluster in clusters {
+            all.push(self.protected(cluster, missing).await?);
+        }
+        Ok(all)
+    }
+
+    /// The clusters among `clusters` that are backed up at all.
+    pub fn backed_up<'c>(&self, clusters: Vec<&'c Cluster>) -> Vec<&'c Cluster> {
+        clusters.into_iter().filter(|c| self.fleet.vault_of(c).is_some()).collect()
+    }
+
+    fn spool(&self, cluster: &Cluster) -> PathBuf {
+        self.home.spool(self.fleet.name.as_str(), self.fleet.environment.name.as_str(), cluster.name.as_str())
+    }
+}
+
+/// Opens the home, without a fleet file.
+pub fn home(cx: &Cx) -> Result<Home> {
+    let path = cx.global.home.clone().or_else(Home::default_path).ok_or_else(|| {
+        Failure::usage("no-home", "neither MAINSTAY_HOME nor HOME is set", "set MAINSTAY_HOME to a folder of your own")
+    })?;
+    let path = std::path::absolute(&path).map_err(|e| Failure::of("io", &e, None))?;
+    Ok(Home::open(&path)?)
+}
