@@ -220,9 +220,7 @@ impl Home {
             }
         }
         if outside && files::names(&base)?.iter().all(|name| name == "home") {
-            files::remove(&base)?;
-            // Other homes may have theirs beside it.
-            let _ = fs::remove_dir(OUTSIDE);
+            files::remove(&base)?; // what is above it stays: another home may be about to use it
         } else if !outside {
             let _ = fs::remove_dir(&base);
         }
