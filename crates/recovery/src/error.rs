@@ -30,6 +30,14 @@ pub enum Error {
         /// What it said.
         source: vault::Error,
     },
+    /// The control plane's own database failed.
+    #[error("{what}")]
+    State {
+        /// Verb and object: `read operation op-1a2b3c4d`.
+        what: String,
+        /// What it said.
+        source: mainstay_state::Error,
+    },
     /// A step took longer than it may.
     #[error("{what} took longer than {seconds} s")]
     Deadline {
@@ -68,6 +76,7 @@ impl Error {
             Self::Refused(refusals) => refusals.first().map_or("refused", |r| r.code),
             Self::Engine { source, .. } => source.kind.code(),
             Self::Vault { source, .. } => source.code(),
+            Self::State { source, .. } => source.code(),
             Self::Deadline { .. } => "deadline",
             Self::Unsupported { .. } => "unsupported",
             Self::Invalid { .. } => "invalid",
@@ -78,11 +87,13 @@ impl Error {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Refused(refusals) => {
-                let instead: Vec<&str> = refusals.iter().flat_map(|r| r.instead.iter().map(String::as_str)).collect();
+                let instead: Vec<&str> =
+                    refusals.iter().flat_map(|r| r.instead.iter().map(String::as_str)).collect();
                 (!instead.is_empty()).then(|| instead.join("; "))
             }
             Self::Engine { source, .. } => source.hint.clone(),
             Self::Vault { source, .. } => source.hint(),
+            Self::State { source, .. } => source.hint(),
             Self::Deadline { .. } => Some("see the server's log for what it waits for".to_owned()),
             Self::Invalid { hint, .. } => hint.clone(),
             Self::Unsupported { .. } => None,
@@ -108,5 +119,22 @@ impl<T> Doing<T> for engine::Result<T> {
 impl<T> Doing<T> for vault::Result<T> {
     fn doing(self, what: impl FnOnce() -> String) -> Result<T> {
         self.map_err(|source| Error::Vault { what: what(), source })
+    }
+}
+
+impl<T> Doing<T> for mainstay_state::Result<T> {
+    fn doing(self, what: impl FnOnce() -> String) -> Result<T> {
+        self.map_err(|source| Error::State { what: what(), source })
+    }
+}
+
+impl From<mainstay_state::StepError<Self>> for Error {
+    fn from(error: mainstay_state::StepError<Self>) -> Self {
+        match error {
+            mainstay_state::StepError::Step(error) => error,
+            mainstay_state::StepError::Journal(source) => {
+                Self::State { what: "keep the journal".to_owned(), source }
+            }
+        }
     }
 }

@@ -260,7 +260,8 @@ impl Line {
     /// The rank of a place on this line; `None` if it is not on it.
     fn rank(&self, place: &Place) -> Option<Mark> {
         let leg = self.legs.iter().position(|leg| leg.epoch == place.epoch)?;
-        let within = place.offset >= self.legs[leg].from && self.legs[leg].to.is_none_or(|to| place.offset <= to);
+        let within =
+            place.offset >= self.legs[leg].from && self.legs[leg].to.is_none_or(|to| place.offset <= to);
         within.then(|| self.normal((leg, place.offset)))
     }
 
@@ -315,7 +316,9 @@ fn runs(pieces: &[Piece], line: &Line, spans: Vec<(Mark, Mark, usize)>) -> Vec<R
                 let span = spans[next];
                 let better = best.is_none_or(|b| {
                     // Of two that reach as far, the one that begins where the last ended needs no cutting; then the longer.
-                    let key = |s: &(Mark, Mark, usize)| (s.1, s.0 == covered, std::cmp::Reverse(s.0), pieces[s.2].generation);
+                    let key = |s: &(Mark, Mark, usize)| {
+                        (s.1, s.0 == covered, std::cmp::Reverse(s.0), pieces[s.2].generation)
+                    };
                     key(&span) > key(&b)
                 });
                 if span.1 > covered && better {

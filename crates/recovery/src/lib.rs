@@ -13,12 +13,20 @@ use mainstay_engine::{Access, Engine};
 use mainstay_model::Cluster;
 use mainstay_vault::ClusterVault;
 
+pub mod catalogue;
 mod error;
 pub mod follow;
 pub mod history;
+pub mod inplace;
 pub mod log;
 pub mod past;
-mod plan;
+pub mod plan;
+pub mod prove;
+pub mod prune;
+pub mod restore;
+pub mod snapshot;
+pub mod verify;
+pub mod window;
 
 pub use error::{Error, Result};
 pub use plan::Refusal;

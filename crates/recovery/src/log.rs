@@ -177,7 +177,10 @@ impl Inner {
         }
         let _loading = Loading(self, &key);
         let Some((piece, segment)) = self.lanes.get(&key.0).and_then(|l| l.parts.get(key.1)) else {
-            return Err(Error::new(Kind::Invalid, format!("read segment {} of {}: there is none", key.1, key.0)));
+            return Err(Error::new(
+                Kind::Invalid,
+                format!("read segment {} of {}: there is none", key.1, key.0),
+            ));
         };
         let data = cut(self.fetch.fetch(&key.0, *piece)?, segment)?;
         let mut cache = self.lock();
@@ -228,7 +231,8 @@ fn cut(data: SegmentData, segment: &Segment) -> Result<SegmentData> {
     if used > all || data.bytes.len() != all {
         return damaged("a part of it was superseded, and its offsets do not count bytes");
     }
-    let mut times: Vec<TimeMark> = data.times.iter().copied().filter(|m| m.offset <= segment.last.offset).collect();
+    let mut times: Vec<TimeMark> =
+        data.times.iter().copied().filter(|m| m.offset <= segment.last.offset).collect();
     if times.last().is_none_or(|m| m.offset < segment.last.offset)
         && let Some(over) = data.times.iter().find(|m| m.offset > segment.last.offset)
     {
@@ -258,7 +262,11 @@ mod tests {
             let bracket = Bracket::exactly(Instant(0));
             let mark = |offset: u64| TimeMark { offset: offset.into(), at: bracket };
             Ok(SegmentData {
-                segment: Segment { first: Place::new("a", first), last: Place::new("a", first + 10), bracket },
+                segment: Segment {
+                    first: Place::new("a", first),
+                    last: Place::new("a", first + 10),
+                    bracket,
+                },
                 times: vec![mark(first + 4), mark(first + 10)],
                 carry: String::new(),
                 bytes: Bytes::from(vec![u8::try_from(piece).unwrap(); 10]),
@@ -293,7 +301,9 @@ mod tests {
         let (log, fetch, lane) = log((0..8).map(|n| part(n, n as u64 * 10, n as u64 * 10 + 10)).collect());
         std::thread::scope(|threads| {
             for _ in 0..4 {
-                threads.spawn(|| (0..8).for_each(|n| assert_eq!(log.read(&lane, n).unwrap().bytes[0] as usize, n)));
+                threads.spawn(|| {
+                    (0..8).for_each(|n| assert_eq!(log.read(&lane, n).unwrap().bytes[0] as usize, n))
+                });
             }
         });
         assert_eq!(fetch.0.load(Ordering::SeqCst), 8);

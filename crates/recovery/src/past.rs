@@ -207,7 +207,7 @@ impl Life {
             && position.0.keys().all(|lane| copy.position.0.contains_key(lane))
             && copy.position.0.iter().all(|(lane, from)| {
                 let Some(to) = position.get(lane) else { return false };
-                from == to || self.stretch_to(lane, from, to).is_some()
+                from == to || self.stretch_to(lane, copy, to).is_some()
             })
     }
 
@@ -219,12 +219,13 @@ impl Life {
         Some(stream.cut(line, place, copy.started.get(lane).unwrap_or(place))?)
     }
 
-    /// The log of `lane` from `from` to `to`, whether that branch survived or not.
-    pub fn stretch_to(&self, lane: &Lane, from: &Place, to: &Place) -> Option<Stretch> {
+    /// The log of `lane` from `copy` to `to`, whether that branch survived or not. `None`: there is none, or it does not reach.
+    pub fn stretch_to(&self, lane: &Lane, copy: &SnapshotAt, to: &Place) -> Option<Stretch> {
         let stream = self.lanes.get(lane)?;
+        let from = copy.position.get(lane)?;
         let line = stream.history.line_to(to);
         line.is_at_or_below(from, to).filter(|below| *below)?;
-        let stretch = stream.cut(&line, from, from)?;
+        let stretch = stream.cut(&line, from, copy.started.get(lane).unwrap_or(from))?;
         line.is_at_or_below(to, &stretch.run.last).filter(|reached| *reached)?;
         Some(stretch)
     }
@@ -239,7 +240,10 @@ impl Stream {
             return newest.is_none_or(|newest| newest < at.latest).then_some(alone);
         };
         let Some(run) = line.run_from(place) else { return Some(alone) };
-        Some(Reach { to: run.complete_to.map_or(at.latest, |to| to.max(at.latest)), ended: run.ended.clone() })
+        Some(Reach {
+            to: run.complete_to.map_or(at.latest, |to| to.max(at.latest)),
+            ended: run.ended.clone(),
+        })
     }
 
     fn cut(&self, line: &Line, place: &Place, started: &Place) -> Option<Stretch> {
@@ -281,14 +285,20 @@ mod tests {
     }
 
     fn written(past: &Past) -> String {
-        let windows = past.windows().into_iter().map(|w| format!("{}-{} of {:?}", w.from.0, w.to.0, w.snapshots));
+        let windows =
+            past.windows().into_iter().map(|w| format!("{}-{} of {:?}", w.from.0, w.to.0, w.snapshots));
         let holes = past.holes().into_iter().map(|h| format!("hole {}-{}: {}", h.from.0, h.to.0, h.reason));
         windows.chain(holes).collect::<Vec<_>>().join("; ")
     }
 
     #[test]
     fn a_window_is_a_snapshot_and_unbroken_log() {
-        let past = past(vec![copy("x", 10, 10), copy("y", 30, 30)], vec![piece(1, 10, 40), piece(2, 40, 50)], vec![], vec![]);
+        let past = past(
+            vec![copy("x", 10, 10), copy("y", 30, 30)],
+            vec![piece(1, 10, 40), piece(2, 40, 50)],
+            vec![],
+            vec![],
+        );
         assert_eq!(written(&past), "10-50 of [0, 1]");
         assert_eq!(past.for_time(Instant(35)), [(0, 1), (0, 0)]);
         assert_eq!(past.for_time(Instant(29)), [(0, 0)]);
@@ -299,7 +309,12 @@ mod tests {
     #[test]
     fn a_hole_ends_it_and_the_next_snapshot_begins_another() {
         let gap = Gap { from: Place::new("a", 20), reason: "the slot was lost".into() };
-        let past = past(vec![copy("x", 10, 10), copy("y", 30, 30)], vec![piece(1, 10, 20), piece(2, 28, 50)], vec![], vec![gap]);
+        let past = past(
+            vec![copy("x", 10, 10), copy("y", 30, 30)],
+            vec![piece(1, 10, 20), piece(2, 28, 50)],
+            vec![],
+            vec![gap],
+        );
         assert_eq!(written(&past), "10-20 of [0]; 30-50 of [1]; hole 20-30: the slot was lost");
         assert!(past.for_time(Instant(25)).is_empty());
         assert_eq!(past.for_time(Instant(40)), [(0, 1)]);

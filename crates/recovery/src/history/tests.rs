@@ -43,7 +43,12 @@ fn write(history: &History, line: &Line) -> String {
 
 #[test]
 fn tails_give_way_to_the_sealed_segment() {
-    let pieces = vec![piece(1, 1, "a", 0, 10), piece(1, 2, "a", 10, 20), piece(1, 3, "a", 0, 20), piece(1, 4, "a", 20, 25)];
+    let pieces = vec![
+        piece(1, 1, "a", 0, 10),
+        piece(1, 2, "a", 10, 20),
+        piece(1, 3, "a", 0, 20),
+        piece(1, 4, "a", 20, 25),
+    ];
     check(pieces, vec![], vec![], "a:0-20+a:20-25 to 25");
 }
 
@@ -71,7 +76,12 @@ fn a_predecessor_is_dropped_past_its_successors_first_place() {
 
 #[test]
 fn a_gap_ends_a_run() {
-    check(vec![piece(1, 1, "a", 0, 10), piece(1, 2, "a", 12, 20)], vec![], vec![], "a:0-10 to 10 / a:12-20 to 20");
+    check(
+        vec![piece(1, 1, "a", 0, 10), piece(1, 2, "a", 12, 20)],
+        vec![],
+        vec![],
+        "a:0-10 to 10 / a:12-20 to 20",
+    );
 }
 
 #[test]
@@ -207,6 +217,9 @@ impl World {
             Event::Seal { tails_stay } => {
                 let (epoch, to) = self.follower.clone();
                 let (generation, open) = (self.generation, self.open);
+                if open == to {
+                    return;
+                }
                 self.store(generation, &epoch, open, to);
                 if !tails_stay {
                     let sealed = self.pieces.len() - 1;
@@ -267,8 +280,10 @@ fn units(history: &History, line: &Line) -> BTreeSet<(String, u64)> {
             if let Some((epoch, end)) = before {
                 let joined = match *epoch == piece.first.epoch {
                     true => end == first,
-                    false => line.is_at_or_below(&at(&epoch.0, end), &piece.first) == Some(true)
-                        && line.is_at_or_below(&piece.first, &at(&epoch.0, end)) == Some(true),
+                    false => {
+                        line.is_at_or_below(&at(&epoch.0, end), &piece.first) == Some(true)
+                            && line.is_at_or_below(&piece.first, &at(&epoch.0, end)) == Some(true)
+                    }
                 };
                 assert!(joined, "{run:?}");
             }
@@ -294,10 +309,16 @@ fn naive(history: &History, line: &Line) -> BTreeSet<(String, u64)> {
                 continue;
             }
             let mark = rank(&at(&piece.first.epoch.0, offset));
-            let later = history.pieces().iter().filter(|p| p.generation > piece.generation).filter_map(|p| rank(&p.first));
-            let begun = history.branches.iter().filter(|b| b.generation > piece.generation).filter_map(|b| {
-                rank(&Place { epoch: b.branch.epoch.clone(), offset: b.branch.first })
-            });
+            let later = history
+                .pieces()
+                .iter()
+                .filter(|p| p.generation > piece.generation)
+                .filter_map(|p| rank(&p.first));
+            let begun = history
+                .branches
+                .iter()
+                .filter(|b| b.generation > piece.generation)
+                .filter_map(|b| rank(&Place { epoch: b.branch.epoch.clone(), offset: b.branch.first }));
             if later.chain(begun).all(|first| mark < Some(first)) {
                 all.insert((piece.first.epoch.0.clone(), offset));
             }

@@ -1,0 +1,202 @@
+//! What the vault holds of a cluster, put together: its [`Past`], and the objects that the past is made of.
+//!
+//! Everything comes from the objects in the vault. A snapshot whose manifest is damaged is told beside the good ones, never in place of
+//! them; one that a prune has marked is no longer offered. Log whose chain does not fit is kept out by [`VaultFetch`], which names it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use mainstay_engine::{Error as EngineError, Kind, SegmentData};
+use mainstay_model::{Branch, Instant, Lane, Offset};
+use mainstay_vault::{ClusterVault, LogContent, LogKind, LogObject, SnapshotRecord};
+
+use crate::error::{Doing, Result};
+use crate::history::{Beat, Branched, Gap, History, Piece};
+use crate::log::{Fetch, LaneLog, StoredLog};
+use crate::past::{Life, Past, SnapshotAt, Stretch};
+
+/// What the vault holds of a cluster.
+pub struct Catalogue {
+    /// The cluster's backups.
+    pub vault: ClusterVault,
+    /// What can be had of it.
+    pub past: Past,
+    /// Its snapshots, by id; those that a prune has marked too.
+    pub records: BTreeMap<String, SnapshotRecord>,
+    /// Snapshots whose manifest is damaged: the id, and what is wrong.
+    pub damaged: Vec<(String, String)>,
+    /// The log's objects, per incarnation and lane.
+    lanes: BTreeMap<(String, Lane), Objects>,
+}
+
+#[derive(Default)]
+struct Objects {
+    /// In the order of the history's pieces.
+    pieces: Vec<LogObject>,
+    branches: Vec<LogObject>,
+    /// Pieces whose chain does not fit, by index.
+    broken: BTreeSet<usize>,
+}
+
+impl Catalogue {
+    /// Reads names and manifests, and no content.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn load(vault: &ClusterVault) -> Result<Self> {
+        let (records, damaged) = vault.snapshots_and_damaged().await.doing(|| "list snapshots".to_owned())?;
+        let mut incarnations: BTreeSet<String> = records.iter().map(|r| r.incarnation.clone()).collect();
+        incarnations.extend(vault.incarnations().await.doing(|| "list incarnations".to_owned())?);
+        let mut lives = Vec::new();
+        let mut lanes = BTreeMap::new();
+        for incarnation in incarnations {
+            let mut streams = BTreeMap::new();
+            for lane in vault.lanes(&incarnation).await.doing(|| "list lanes".to_owned())? {
+                let objects =
+                    vault.log_objects(&incarnation, &lane).await.doing(|| format!("list log of {lane}"))?;
+                let told =
+                    records.iter().filter(|r| r.incarnation == incarnation).flat_map(|r| &r.taken.branches);
+                let told = told.filter(|(of, _)| *of == lane).map(|(_, branch)| branch);
+                let (history, objects) = read_names(objects, told);
+                streams.insert(lane.clone(), history.into());
+                lanes.insert((incarnation.clone(), lane), objects);
+            }
+            let mut snapshots: Vec<SnapshotAt> = records
+                .iter()
+                .filter(|r| r.incarnation == incarnation && !r.leaving)
+                .map(|r| SnapshotAt {
+                    id: r.id.clone(),
+                    position: r.taken.position.clone(),
+                    started: r.taken.started.clone(),
+                    at: r.taken.at,
+                })
+                .collect();
+            snapshots.sort_by_key(|s| s.at.latest);
+            lives.push(Life { incarnation, snapshots, lanes: streams });
+        }
+        // Never by name: by when the life's first snapshot was begun.
+        let begun = |life: &Life| {
+            let of = records.iter().filter(|r| r.incarnation == life.incarnation);
+            of.map(|r| r.begun_at).min().unwrap_or(Instant::MIN)
+        };
+        lives.sort_by_key(begun);
+        let records = records.into_iter().map(|r| (r.id.clone(), r)).collect();
+        let damaged = damaged.into_iter().map(|(id, error)| (id, error.to_string())).collect();
+        Ok(Self { vault: vault.clone(), past: Past { lives }, records, damaged, lanes })
+    }
+
+    /// The log behind the snapshots of one life: of each lane the stretch that is given.
+    ///
+    /// # Errors
+    /// The vault's, when the records of epochs on the way cannot be read.
+    pub async fn log(&self, life: usize, stretches: BTreeMap<Lane, Stretch>) -> Result<StoredLog> {
+        let life = &self.past.lives[life];
+        let mut lanes = BTreeMap::new();
+        let mut sources: BTreeMap<Lane, (Vec<LogObject>, BTreeSet<usize>)> = BTreeMap::new();
+        for (lane, stretch) in stretches {
+            let Some(stream) = life.lanes.get(&lane) else { continue };
+            let objects = self.lanes.get(&(life.incarnation.clone(), lane.clone()));
+            let branches = self.branches(objects, &stretch, &stream.history).await?;
+            lanes.insert(lane.clone(), LaneLog::new(&stretch, stream.history.pieces(), branches));
+            if let Some(objects) = objects {
+                sources.insert(lane, (objects.pieces.clone(), objects.broken.clone()));
+            }
+        }
+        Ok(StoredLog::new(lanes, Arc::new(VaultFetch { vault: self.vault.clone(), lanes: sources })))
+    }
+
+    /// How the epochs of a stretch came to be, with the engine's own records of them.
+    async fn branches(
+        &self,
+        objects: Option<&Objects>,
+        stretch: &Stretch,
+        history: &History,
+    ) -> Result<Vec<(Branch, Option<Bytes>)>> {
+        let mut branches = Vec::new();
+        for leg in &stretch.line.legs {
+            let Some(branch) = history.branch(&leg.epoch) else { continue };
+            let same = |o: &&LogObject| o.segment.first.epoch == leg.epoch && o.parent == branch.parent;
+            let record = match objects.and_then(|o| o.branches.iter().rfind(same)) {
+                None => None,
+                Some(object) => {
+                    match self.vault.read_log(object).await.doing(|| format!("read {}", object.key))? {
+                        LogContent::Branch { history, .. } => history,
+                        _ => None,
+                    }
+                }
+            };
+            branches.push((branch.clone(), record));
+        }
+        Ok(branches)
+    }
+}
+
+/// Sorts what the names of a lane's objects say.
+fn read_names<'a>(objects: Vec<LogObject>, told: impl Iterator<Item = &'a Branch>) -> (History, Objects) {
+    let mut found = Objects::default();
+    let mut pieces = Vec::new();
+    // What snapshots know of epochs fills in what the log's writers did not see begin.
+    let mut branches: Vec<Branched> =
+        told.map(|branch| Branched { generation: 0, seq: 0, branch: branch.clone() }).collect();
+    let (mut beats, mut gaps) = (Vec::new(), Vec::new());
+    let mut before: Option<(u64, u64, String)> = None;
+    for object in objects {
+        let (generation, seq) = (object.generation, object.sequence);
+        let follows =
+            |(g, s, tag): &(u64, u64, String)| *g != generation || s + 1 != seq || *tag == object.previous;
+        let fits = before.as_ref().is_none_or(follows);
+        before = Some((generation, seq, object.tag.clone()));
+        let segment = object.segment.clone();
+        match object.kind {
+            LogKind::Tail | LogKind::Sealed => {
+                if !fits {
+                    found.broken.insert(pieces.len());
+                }
+                let (first, last, bracket) = (segment.first, segment.last, segment.bracket);
+                pieces.push(Piece { generation, seq, first, last, bracket });
+                found.pieces.push(object);
+            }
+            LogKind::Beat => beats.push(Beat { generation, at: segment.first, time: segment.bracket }),
+            LogKind::Hole => {
+                let reason = object.reason.unwrap_or_default().replace('-', " ");
+                gaps.push(Gap { from: segment.first, reason });
+            }
+            LogKind::Branch => {
+                let (epoch, first): (_, Offset) = (segment.first.epoch, segment.first.offset);
+                let branch = Branch { epoch, parent: object.parent.clone(), first };
+                branches.push(Branched { generation, seq, branch });
+                found.branches.push(object);
+            }
+        }
+    }
+    (History::new(pieces, branches, beats, gaps), found)
+}
+
+/// Reads log from the vault.
+struct VaultFetch {
+    vault: ClusterVault,
+    lanes: BTreeMap<Lane, (Vec<LogObject>, BTreeSet<usize>)>,
+}
+
+impl Fetch for VaultFetch {
+    fn fetch(&self, lane: &Lane, piece: usize) -> mainstay_engine::Result<SegmentData> {
+        let Some((object, broken)) =
+            self.lanes.get(lane).and_then(|(o, b)| Some((o.get(piece)?, b.contains(&piece))))
+        else {
+            return Err(EngineError::new(
+                Kind::Invalid,
+                format!("read log of {lane}: there is no piece {piece}"),
+            ));
+        };
+        let damaged =
+            |reason: &str| EngineError::new(Kind::Damaged, format!("`{}` is damaged: {reason}", object.key));
+        if broken {
+            return Err(damaged("it does not follow the object before it"));
+        }
+        match self.vault.read_log_blocking(object)? {
+            LogContent::Segment(data) => Ok(data),
+            _ => Err(damaged("it holds no log")),
+        }
+    }
+}

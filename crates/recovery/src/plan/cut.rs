@@ -1,0 +1,245 @@
+//! Finding the place in every lane that a target stands for, and how sure that is.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use mainstay_engine::{self as engine, Cutting, Kind, LogSource, TimeMark};
+use mainstay_model::{Bracket, Instant, Lane, Place, Position};
+
+use super::{Answer, Refusal, Wanted, blocking};
+use crate::Protected;
+use crate::catalogue::Catalogue;
+use crate::error::{Error, Result};
+use crate::log::StoredLog;
+use crate::past::SnapshotAt;
+
+/// A cut in every lane.
+pub(super) struct Found {
+    pub position: Position,
+    /// The instants that it stands for in every lane, as far as known.
+    pub at: Bracket,
+    pub skew: Skew,
+    pub warnings: Vec<String>,
+}
+
+/// How far a cut may be from the instant that was asked for: later (it takes in what happened behind it) or earlier.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Skew {
+    pub late: Duration,
+    pub early: Duration,
+}
+
+impl Skew {
+    /// By how much cuts can be apart, at the worst.
+    pub(super) fn apart(all: &[Self]) -> Duration {
+        let late = all.iter().map(|s| s.late).max().unwrap_or_default();
+        let early = all.iter().map(|s| s.early).max().unwrap_or_default();
+        late + early
+    }
+}
+
+/// A cut inside a bracket wider than this is warned about.
+const WIDE: Duration = Duration::from_secs(1);
+
+/// Finds the cut for what is wanted, in every lane of the snapshot.
+pub(super) async fn position(
+    of: &Protected,
+    copy: &SnapshotAt,
+    log: &Arc<StoredLog>,
+    wanted: &Wanted<'_>,
+    reach: Instant,
+) -> Result<Answer<Found>> {
+    let cluster = of.cluster.name.as_str();
+    let Some(replay) = of.engine.replay() else {
+        let at_snapshot = match wanted {
+            Wanted::Time(at) | Wanted::End(at) => *at == copy.at.latest,
+            Wanted::Position(position) => **position == copy.position,
+        };
+        return Ok(match at_snapshot {
+            true => Ok(Found {
+                position: copy.position.clone(),
+                at: copy.at,
+                skew: Skew::default(),
+                warnings: vec![],
+            }),
+            false => {
+                Err(Refusal::new("unsupported", cluster, format!("{} cannot replay log", of.engine.name()))
+                    .instead(format!("the snapshot's own instant: --at {}", copy.at.latest)))
+            }
+        });
+    };
+    let mut found = Found {
+        position: Position::default(),
+        at: Bracket { earliest: Instant::MIN, latest: Instant::MAX },
+        skew: Skew::default(),
+        warnings: vec![],
+    };
+    for (lane, from) in &copy.position.0 {
+        let target = match wanted {
+            Wanted::Time(at) => engine::Target::Time(*at),
+            Wanted::End(_) => engine::Target::End,
+            Wanted::Position(position) => match position.get(lane) {
+                Some(place) => engine::Target::Place(place.clone()),
+                None => {
+                    return Ok(Err(Refusal::new(
+                        "invalid",
+                        cluster,
+                        format!("the position says nothing of lane {lane}"),
+                    )));
+                }
+            },
+        };
+        let here = matches!(&target, engine::Target::Place(place) if place == from);
+        let cutting = if here || log.segments(lane).is_empty() {
+            // Nothing to look into: the snapshot itself stands for all up to where nothing more is known.
+            Cutting { place: from.clone(), at: Bracket { earliest: copy.at.latest, latest: reach } }
+        } else {
+            let (lane, from, log) = (lane.clone(), from.clone(), log.clone());
+            match blocking(move || replay.cut(&lane, &from, log.as_ref(), &target)).await? {
+                Ok(cutting) => cutting,
+                Err(error) => return refused(cluster, error, "find the cut"),
+            }
+        };
+        if let Wanted::Time(at) = wanted {
+            let (lane, place, log, at) = (lane.clone(), cutting.place.clone(), log.clone(), *at);
+            match blocking(move || skew(&lane, &place, log.as_ref(), at)).await? {
+                Ok(skew) => {
+                    found.skew.late = found.skew.late.max(skew.late);
+                    found.skew.early = found.skew.early.max(skew.early);
+                }
+                Err(error) => return refused(cluster, error, "read log at the cut"),
+            }
+        }
+        found.at.earliest = found.at.earliest.max(cutting.at.earliest);
+        found.at.latest = found.at.latest.min(cutting.at.latest);
+        found.position.0.insert(lane.clone(), cutting.place);
+    }
+    let off = found.skew.late.max(found.skew.early);
+    if off > WIDE {
+        let seconds = off.as_secs_f64();
+        found.warnings.push(format!("around the target the log knows times only to {seconds:.1} s"));
+    }
+    Ok(Ok(found))
+}
+
+/// Finds a name in the log of a cluster of one lane: the position that it stands for, of the newest life that has it.
+pub(super) async fn find_name(of: &Protected, catalogue: &Catalogue, name: &str) -> Result<Answer<Position>> {
+    let cluster = of.cluster.name.as_str();
+    let unknown = || {
+        let what = format!("no log of it holds the name `{name}`");
+        Refusal::new("not-found", cluster, what).instead_each(super::refusal::windows(catalogue))
+    };
+    let Some(replay) = of.engine.replay() else { return Ok(Err(unknown())) };
+    let windows = catalogue.past.windows();
+    if windows.is_empty() {
+        return Ok(Err(Refusal::no_snapshot(cluster, catalogue)));
+    }
+    for window in windows.iter().rev() {
+        let life = &catalogue.past.lives[window.life];
+        let Some(copy) = window.snapshots.first().map(|index| &life.snapshots[*index]) else { continue };
+        let mut lanes = copy.position.0.iter();
+        let (Some((lane, from)), None) = (lanes.next(), lanes.next()) else {
+            let what = "it has several lanes, and a name is in one";
+            return Ok(Err(
+                Refusal::new("unsupported", cluster, what).instead("give --at, --point or --position")
+            ));
+        };
+        let Some(stretch) = life.stretch(lane, copy) else { continue };
+        let log = catalogue.log(window.life, [(lane.clone(), stretch)].into()).await?;
+        let (target, lane, from) = (engine::Target::Name(name.to_owned()), lane.clone(), from.clone());
+        let found =
+            blocking(move || replay.cut(&lane, &from, &log, &target).map(|cutting| (lane, cutting.place)))
+                .await?;
+        match found {
+            Ok((lane, place)) => return Ok(Ok(Position::single(lane, place))),
+            Err(error) if error.kind == Kind::OutOfLog => {}
+            Err(error) => return refused(cluster, error, "look for the name"),
+        }
+    }
+    Ok(Err(unknown()))
+}
+
+/// Reads all log up to the cut, and every object of the snapshot.
+pub(super) async fn check(
+    of: &Protected,
+    snapshot: &str,
+    log: &Arc<StoredLog>,
+    to: &Position,
+) -> Result<Answer<()>> {
+    let cluster = of.cluster.name.as_str();
+    let (log, to) = (log.clone(), to.clone());
+    let read = move || {
+        for lane in log.lanes() {
+            for (index, segment) in log.segments(&lane).iter().enumerate() {
+                log.read(&lane, index)?;
+                if to
+                    .get(&lane)
+                    .is_some_and(|p| p.epoch == segment.last.epoch && p.offset <= segment.last.offset)
+                {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    };
+    if let Err(error) = blocking(read).await? {
+        return refused(cluster, error, "check log");
+    }
+    let options =
+        mainstay_vault::VerifyOptions { snapshot: Some(snapshot.to_owned()), sample: 1.0, contents: true };
+    let verified = of.vault.verify(&options).await;
+    let verified =
+        verified.map_err(|source| Error::Vault { what: format!("verify snapshot {snapshot}"), source })?;
+    Ok(match verified.damaged.first() {
+        None => Ok(()),
+        Some(damage) => Err(Refusal::new(
+            "damaged",
+            cluster,
+            format!("`{}` is damaged: {}", damage.object, damage.reason),
+        )),
+    })
+}
+
+fn refused<T>(cluster: &str, error: engine::Error, doing: &str) -> Result<Answer<T>> {
+    let code = match &error.kind {
+        Kind::OutOfLog => "out-of-window",
+        Kind::Ambiguous { .. } | Kind::Unsupported => error.kind.code(),
+        Kind::Damaged => "damaged",
+        Kind::Invalid => "invalid",
+        _ => return Err(Error::Engine { what: format!("{doing} of {cluster}"), source: error }),
+    };
+    let mut refusal = Refusal::new(code, cluster, error.what.clone()).instead_each(error.hint.clone());
+    if let Kind::Ambiguous { candidates } = error.kind {
+        refusal = refusal.instead_each(candidates);
+    }
+    Ok(Err(refusal))
+}
+
+/// How far a cut at `place` may be from `at`, from the times known of the log on either side of it.
+fn skew(lane: &Lane, place: &Place, log: &dyn LogSource, at: Instant) -> engine::Result<Skew> {
+    let mut skew = Skew::default();
+    for (index, segment) in log.segments(lane).iter().enumerate() {
+        let (first, last) = (segment.first.offset, segment.last.offset);
+        if segment.first.epoch != place.epoch || place.offset < first || place.offset > last {
+            continue;
+        }
+        let data = log.read(lane, index)?;
+        let holding = |behind: bool| {
+            // A mark speaks of what lies below its offset and not below the mark before.
+            let past =
+                |m: &&TimeMark| if behind { m.offset > place.offset } else { m.offset >= place.offset };
+            data.times.iter().find(past).map(|m| m.at)
+        };
+        if first < place.offset
+            && let Some(below) = holding(false)
+        {
+            skew.late = skew.late.max(below.latest.since(at));
+        }
+        if place.offset < last
+            && let Some(behind) = holding(true)
+        {
+            skew.early = skew.early.max(at.since(behind.earliest));
+        }
+    }
+    Ok(skew)
+}

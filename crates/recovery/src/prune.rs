@@ -1,0 +1,62 @@
+//! Retention: the vault's own plan, with the cluster's `keep:`, and its application.
+//!
+//! Two phases: what may go is marked, and deleted by a prune that comes after the grace period, so that whoever reads it now can finish.
+//! Refused while anything that decides it cannot be read.
+
+use std::time::Duration;
+
+use mainstay_model::{Instant, Keep};
+use mainstay_vault::{PrunePlan, Pruned};
+
+use crate::Protected;
+use crate::error::{Doing, Error, Result};
+
+/// How long what was marked stays: a restore that reads it now is over by then.
+pub const GRACE: Duration = Duration::from_secs(24 * 3600);
+
+/// How long a prune's lease lasts without a beat.
+const LEASE_TTL: Duration = Duration::from_secs(30);
+
+/// What a prune would do now. Touches nothing.
+///
+/// # Errors
+/// `Invalid` for a cluster without `backup:`; what the vault says.
+pub async fn plan(of: &Protected, grace: Duration, now: Instant) -> Result<PrunePlan> {
+    let keep = keep(of)?;
+    of.vault.plan_prune(&keep, grace, now).await.doing(|| format!("plan the prune of {}", of.cluster.name))
+}
+
+/// Prunes: one at a time per cluster.
+///
+/// # Errors
+/// As [`plan`]; `Held` while another prunes.
+pub async fn prune(of: &Protected, grace: Duration, holder: &str) -> Result<(PrunePlan, Pruned)> {
+    let cluster = &of.cluster.name;
+    let name = format!("prune.{}", of.vault.prefix().replace('/', "."));
+    let lease = of
+        .vault
+        .vault()
+        .lease(&name, holder, LEASE_TTL)
+        .await
+        .doing(|| format!("begin to prune {cluster}"))?;
+    let plan = plan(of, grace, Instant::now()).await?;
+    lease.beat().await.doing(|| format!("keep the right to prune {cluster}"))?;
+    let pruned = of.vault.apply_prune(&plan).await.doing(|| format!("prune {cluster}"))?;
+    if let Err(error) = lease.release().await {
+        tracing::warn!(%cluster, %error, "lease not released");
+    }
+    Ok((plan, pruned))
+}
+
+fn keep(of: &Protected) -> Result<Keep> {
+    match &of.cluster.backup {
+        Some(backup) => Ok(backup.keep),
+        None => Err(Error::Invalid {
+            what: format!(
+                "{} has no `backup:`, so nothing says how long its backups are kept",
+                of.cluster.name
+            ),
+            hint: Some("give it one in the fleet file, or delete its backups by name".to_owned()),
+        }),
+    }
+}
