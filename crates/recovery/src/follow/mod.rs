@@ -4,10 +4,18 @@
 //! tail, and sealed segments that supersede the tails. A slow or failing vault holds up neither the source nor the spool, until the spool
 //! is full; then the link is given up rather than anything harmed, and the hole is declared.
 
+mod cover;
+mod follower;
+mod lane;
+mod resume;
 mod sink;
 mod spool;
 mod upload;
 
+pub use cover::{Until, catch_up, vault_covers};
+pub use follower::{FollowOptions, FollowStatus, Follower, LaneStatus, Phase, Wanted};
+pub use resume::spooled_to;
+pub(crate) use resume::spooled_range;
 pub use spool::Limits;
 pub use upload::Pace;
 

@@ -6,7 +6,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use mainstay_engine::{Chunk, Error, Kind, LogSink, Result};
-use mainstay_model::{Bracket, Branch, Offset, Place};
+use mainstay_model::{Bracket, Branch, Lane, Offset, Place};
+use mainstay_vault::ClusterVault;
 use tokio::sync::watch;
 
 use super::upload::Vaulted;
@@ -18,6 +19,9 @@ const ROOM_POLL: Duration = Duration::from_millis(200);
 
 /// The [`LogSink`] of one lane.
 pub(super) struct Sink {
+    pub vault: ClusterVault,
+    pub incarnation: String,
+    pub lane: Lane,
     pub spool: Arc<Spool>,
     /// How far the lane is in the vault.
     pub vaulted: watch::Receiver<Vaulted>,
@@ -74,8 +78,7 @@ impl LogSink for Sink {
     }
 
     async fn before(&self, from: &Place) -> Result<Option<Chunk>> {
-        let (spool, from) = (self.spool.clone(), from.clone());
-        blocking(move || spool.before(&from)).await
+        super::resume::before(&self.spool, &self.vault, &self.incarnation, &self.lane, from).await
     }
 }
 

@@ -17,7 +17,7 @@ use bytes::Bytes;
 use mainstay_engine::{Result, Segment};
 use mainstay_model::{Bracket, Instant, Place};
 use mainstay_vault::{self as vault, LogBytes, LogEntry, LogWriter};
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 
 use super::sink::blocking;
 use super::spool::record::{BranchNote, Note};
@@ -108,7 +108,7 @@ pub(super) struct Uploader {
     parts: Parts,
     cursor: Option<Cursor>,
     /// What was given to the vault last, if it is not known to be there.
-    pending: Option<(LogEntry, After)>,
+    pending: Option<Next>,
     /// Sealed files that are still in the spool.
     sealed: VecDeque<(u64, Monotonic)>,
     beaten: Option<(Place, Instant)>,
@@ -127,6 +127,13 @@ struct Cursor {
     again_bytes: usize,
     notes: usize,
     told_branch: bool,
+}
+
+/// An entry that is to be written, what is done then, and the right to keep a long one in memory meanwhile.
+struct Next {
+    entry: LogEntry,
+    after: After,
+    _permit: Option<OwnedSemaphorePermit>,
 }
 
 /// What is done when an entry is in the vault.
@@ -186,32 +193,21 @@ impl Uploader {
     /// Uploads all that is there.
     pub async fn step(&mut self) -> vault::Result<()> {
         loop {
-            if let Some((entry, after)) = self.pending.take() {
-                self.put(entry, after).await?;
-                continue;
+            let next = match self.pending.take() {
+                Some(next) => next,
+                None => match self.next().await.map_err(spool_error)? {
+                    Some(next) => next,
+                    None => break,
+                },
+            };
+            if let Err(e) = self.parts.target.put(&next.entry).await {
+                // Long ones are read again rather than kept in memory while the vault is away: the bytes are the same.
+                self.pending = Some(next).filter(|next| bytes_of(&next.entry) <= TAIL_BYTES_MAX);
+                return Err(e);
             }
-            match self.next().await.map_err(spool_error)? {
-                Some((entry, after)) => self.pending = Some((entry, after)),
-                None => break,
-            }
+            self.advance(&next.entry, next.after).await;
         }
         self.tidy().await;
-        Ok(())
-    }
-
-    async fn put(&mut self, entry: LogEntry, after: After) -> vault::Result<()> {
-        let _permit = match bytes_of(&entry) > TAIL_BYTES_MAX {
-            true => self.parts.long_reads.clone().acquire_owned().await.ok(),
-            false => None,
-        };
-        if let Err(e) = self.parts.target.put(&entry).await {
-            // Long ones are read again rather than kept in memory while the vault is away: the bytes are the same.
-            if bytes_of(&entry) <= TAIL_BYTES_MAX {
-                self.pending = Some((entry, after));
-            }
-            return Err(e);
-        }
-        self.advance(&entry, after).await;
         Ok(())
     }
 
@@ -254,7 +250,7 @@ impl Uploader {
     }
 
     /// What is to be written next.
-    async fn next(&mut self) -> Result<Option<(LogEntry, After)>> {
+    async fn next(&mut self) -> Result<Option<Next>> {
         let files = self.parts.spool.files();
         if self.cursor.is_none() {
             self.cursor = self.begin(&files).await?;
@@ -281,9 +277,9 @@ impl Uploader {
         }
     }
 
-    async fn next_of(&self, info: &FileInfo, cursor: Cursor) -> Result<Option<(LogEntry, After)>> {
+    async fn next_of(&self, info: &FileInfo, cursor: Cursor) -> Result<Option<Next>> {
         if let Some(branch) = info.start.branch.as_ref().filter(|_| !cursor.told_branch) {
-            return Ok(Some((self.branch(branch), After::ToldBranch)));
+            return Ok(Some(Next::short(self.branch(branch), After::ToldBranch)));
         }
         let log = match info.closed {
             true => self.sealed_of(info, cursor).await?,
@@ -302,15 +298,15 @@ impl Uploader {
                     reason: reason.clone(),
                 },
             };
-            (entry, After::ToldNote)
+            Next::short(entry, After::ToldNote)
         }))
     }
 
-    async fn sealed_of(&self, info: &FileInfo, cursor: Cursor) -> Result<Option<(LogEntry, After)>> {
+    async fn sealed_of(&self, info: &FileInfo, cursor: Cursor) -> Result<Option<Next>> {
         if cursor.pos == u64::MAX || cursor.seal_pos >= info.len {
             return Ok(None);
         }
-        let _permit = self.parts.long_reads.acquire().await.ok();
+        let permit = self.parts.long_reads.clone().acquire_owned().await.ok();
         let (spool, file) = (self.parts.spool.clone(), info.clone());
         let read = blocking(move || {
             let read = spool.read(&file, cursor.seal_pos, usize::MAX)?;
@@ -320,10 +316,14 @@ impl Uploader {
             spool.read(&file, spool.carry_before(&file, cursor.seal_pos)?, usize::MAX)
         })
         .await?;
-        Ok(read.map(|stretch| (LogEntry::Sealed(self.log_of(stretch)), After::SealedFile)))
+        Ok(read.map(|stretch| Next {
+            entry: LogEntry::Sealed(self.log_of(stretch)),
+            after: After::SealedFile,
+            _permit: permit,
+        }))
     }
 
-    async fn tail_of(&self, info: &FileInfo, cursor: Cursor) -> Result<Option<(LogEntry, After)>> {
+    async fn tail_of(&self, info: &FileInfo, cursor: Cursor) -> Result<Option<Next>> {
         if cursor.pos >= info.len {
             return Ok(None);
         }
@@ -333,8 +333,9 @@ impl Uploader {
         };
         if stretch.carry.is_some() {
             let after = After::Advance { pos: stretch.next_pos, again_bytes: 0 };
-            return Ok(Some((LogEntry::Tail(self.log_of(stretch)), after)));
+            return Ok(Some(Next::short(LogEntry::Tail(self.log_of(stretch)), after)));
         }
+        let permit = self.parts.long_reads.clone().acquire_owned().await.ok();
         let (spool, file) = (self.parts.spool.clone(), info.clone());
         let again = blocking(move || {
             let begin = spool.carry_before(&file, cursor.pos)?;
@@ -348,17 +349,17 @@ impl Uploader {
             return Ok(None);
         }
         let after = After::Advance { pos: stretch.next_pos, again_bytes: size };
-        Ok(Some((LogEntry::Sealed(self.log_of(stretch)), after)))
+        Ok(Some(Next { entry: LogEntry::Sealed(self.log_of(stretch)), after, _permit: permit }))
     }
 
-    fn next_beat(&self, info: &FileInfo) -> Option<(LogEntry, After)> {
+    fn next_beat(&self, info: &FileInfo) -> Option<Next> {
         let (at, time) = self.parts.spool.beat()?;
         let is_due = self.last_beat.is_none_or(|last| last.elapsed() >= self.parts.pace.beat_every);
         let says_more = self.beaten.as_ref().is_none_or(|(place, last)| *place != at || *last < time.earliest);
         let is_there = at == info.end && self.parts.vaulted.borrow().end.as_ref() == Some(&at);
         (is_due && says_more && is_there).then(|| {
             let after = After::Beaten(at.clone(), time.earliest);
-            (LogEntry::Beat { at, time }, after)
+            Next::short(LogEntry::Beat { at, time }, after)
         })
     }
 
@@ -417,6 +418,12 @@ impl Uploader {
             }
             self.sealed.pop_front();
         }
+    }
+}
+
+impl Next {
+    fn short(entry: LogEntry, after: After) -> Self {
+        Self { entry, after, _permit: None }
     }
 }
 

@@ -27,7 +27,8 @@ use mainstay_engine::{Chunk, Error, Kind, Result};
 use mainstay_model::{Bracket, Branch, Epoch, Instant, Offset, Place};
 use tokio::sync::{Notify, watch};
 
-pub(super) use read::{Range, Stretch};
+pub(super) use open::peek;
+pub(super) use read::{Stretch, range};
 use record::{BODY_BYTES_MAX, BranchNote, Note, Start, write_chunk, write_note, write_start};
 
 /// What a spool may use.
@@ -168,6 +169,11 @@ impl Spool {
         shared.beat.clone().filter(|(at, _)| shared.end.as_ref() == Some(at))
     }
 
+    /// The place behind the last durable log, whether a hole follows or not.
+    pub fn last_place(&self) -> Option<Place> {
+        self.shared().files.values().last().map(|file| file.end.clone())
+    }
+
     /// The durable files, oldest first.
     pub fn files(&self) -> Vec<FileInfo> {
         self.shared().files.values().cloned().collect()
@@ -191,6 +197,11 @@ impl Spool {
             shared.beat = None;
         }
         self.flush().map(|_| ())
+    }
+
+    /// Forgets that it was begun, where that brought nothing.
+    pub fn unbegin(&self) {
+        self.shared().end = None;
     }
 
     /// Says that log of `place`'s epoch up to it is in the vault, so that a branch there is no surprise.

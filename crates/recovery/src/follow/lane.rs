@@ -1,0 +1,431 @@
+//! One lane, followed: its lease, its spool, its uploader, and one link to the source after another.
+//!
+//! Whoever holds the lane's lease follows it; others stand by. The link begins where the surviving log ends, in the spool or in the vault;
+//! where there is none, at the newest snapshot that the log does not yet lead from, or at the source's own end. What is lost is declared
+//! as a hole, and a snapshot is asked for.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant as Monotonic};
+
+use mainstay_engine::{Follow, Kind, Result};
+use mainstay_model::{Instant, Lane, Place};
+use mainstay_vault::{self as vault, Lease, SnapshotRecord};
+use tokio::sync::{Notify, Semaphore, watch};
+
+use super::follower::{FollowOptions, LaneStatus, Phase, Wanted};
+use super::resume::{InVault, open_spool, spool_dir};
+use super::sink::{Sink, blocking};
+use super::spool::{Spool, show};
+use super::upload::{Parts, Uploader, Vaulted};
+use super::why;
+use crate::Protected;
+
+/// The shortest and the longest pause before the next link.
+const PAUSE_MIN: Duration = Duration::from_millis(100);
+const PAUSE_MAX: Duration = Duration::from_secs(10);
+/// How often a link that brings nothing but errors that no repetition mends is tried before its log is given up.
+const HOPELESS_MAX: u32 = 5;
+/// How often is looked for a snapshot that is waited for.
+const SNAPSHOT_POLL: Duration = Duration::from_secs(1);
+
+/// A lane that is followed, or would be.
+pub(super) struct LaneFollower {
+    pub of: Protected,
+    pub incarnation: String,
+    pub lane: Lane,
+    pub options: FollowOptions,
+    pub long_reads: Arc<Semaphore>,
+    /// Rung to upload at once.
+    pub urgent: Arc<Notify>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    phase: Phase,
+    error: Option<String>,
+    failures: u64,
+    generation: Option<u64>,
+    wanted: Option<Wanted>,
+    spool: Option<Arc<Spool>>,
+    vaulted: Option<watch::Receiver<Vaulted>>,
+    vault_complete_to: Option<Instant>,
+}
+
+/// Why a lease's term ended.
+enum Ended {
+    Stopped,
+    LeaseLost,
+}
+
+impl LaneFollower {
+    pub fn new(
+        of: Protected,
+        incarnation: String,
+        lane: Lane,
+        options: FollowOptions,
+        long_reads: Arc<Semaphore>,
+    ) -> Self {
+        let (urgent, state) = (Arc::new(Notify::new()), Mutex::default());
+        Self { of, incarnation, lane, options, long_reads, urgent, state }
+    }
+
+    /// How it stands.
+    pub fn status(&self) -> LaneStatus {
+        let state = self.state();
+        let vaulted = state.vaulted.as_ref().map(|vaulted| vaulted.borrow().clone()).unwrap_or_default();
+        LaneStatus {
+            phase: state.phase.clone(),
+            generation: state.generation,
+            spool_end: state.spool.as_ref().and_then(|spool| spool.last_place()),
+            spool_complete_to: state.spool.as_ref().and_then(|spool| spool.complete_to()),
+            spool_bytes: state.spool.as_ref().map_or(0, |spool| spool.bytes()),
+            vault_end: vaulted.end,
+            vault_complete_to: vaulted.complete_to.max(state.vault_complete_to),
+            vaulted_bytes: vaulted.bytes,
+            holes: vaulted.holes,
+            failures: state.failures + vaulted.failures,
+            error: state.error.clone().or(vaulted.error),
+            wants_snapshot: state.wanted.clone(),
+        }
+    }
+
+    /// The spool, while this process follows.
+    pub fn spool(&self) -> Option<Arc<Spool>> {
+        self.state().spool.clone()
+    }
+
+
+    /// Follows until `stop` says so.
+    pub async fn run(self: Arc<Self>, mut stop: watch::Receiver<bool>) {
+        let mut pause = PAUSE_MIN;
+        while !*stop.borrow() {
+            let ended = self.term(&mut stop).await;
+            {
+                let mut state = self.state();
+                (state.spool, state.vaulted, state.generation) = (None, None, None);
+            }
+            let wait = match ended {
+                Ok(Ended::Stopped) => break,
+                Ok(Ended::LeaseLost) => {
+                    self.fail("the lease was lost: somebody else follows now".to_owned());
+                    PAUSE_MIN
+                }
+                Err(vault::Error::Held { holder, .. }) => {
+                    self.set(Phase::Standby { holder }, None);
+                    self.options.lease_ttl / 4
+                }
+                Err(e) => {
+                    self.fail(why(&e));
+                    pause = (pause * 2).min(PAUSE_MAX);
+                    pause
+                }
+            };
+            sleep_or(wait, &mut stop).await;
+        }
+        self.set(Phase::Stopped, None);
+    }
+
+    /// From taking the lease to letting it go.
+    async fn term(&self, stop: &mut watch::Receiver<bool>) -> vault::Result<Ended> {
+        let options = &self.options;
+        let lease =
+            self.of.vault.lane_lease(&self.incarnation, &self.lane, &options.holder, options.lease_ttl).await?;
+        let result = self.term_with(&lease, stop).await;
+        if let Err(e) = lease.release().await {
+            tracing::debug!(lane = %self.lane, error = %e, "release lease");
+        }
+        result
+    }
+
+    async fn term_with(&self, lease: &Lease, stop: &mut watch::Receiver<bool>) -> vault::Result<Ended> {
+        let objects = self.of.vault.log_objects(&self.incarnation, &self.lane).await?;
+        let in_vault = InVault::of(&objects);
+        let writer = self.of.vault.log_writer(&self.incarnation, &self.lane, lease.generation()).await?;
+        let snapshots = self.snapshots().await?;
+        let has_snapshot = in_vault.has_snapshot(&self.lane, &snapshots);
+        let (end, complete_to) = (in_vault.end.clone(), in_vault.complete_to);
+        let (dir, limits) = (spool_dir(&self.of, &self.incarnation, &self.lane), self.options.limits.clone());
+        let (spool, damage) = blocking(move || open_spool(&dir, limits, &in_vault))
+            .await
+            .map_err(|e| vault::Error::io("open the spool", std::io::Error::other(why(&e))))?;
+        let spool = Arc::new(spool);
+        for damage in &damage {
+            tracing::error!(cluster = %self.of.cluster.name, lane = %self.lane, "{damage}");
+        }
+        let vaulted = Vaulted { end: end.clone(), complete_to, ..Vaulted::default() };
+        let (vaulted, vaulted_rx) = watch::channel(vaulted);
+        {
+            let mut state = self.state();
+            state.generation = Some(lease.generation());
+            state.spool = Some(spool.clone());
+            state.vaulted = Some(vaulted_rx.clone());
+            state.vault_complete_to = complete_to;
+            state.phase = Phase::Starting;
+        }
+        if !damage.is_empty() {
+            self.want_snapshot("spool-damaged");
+        } else if !has_snapshot {
+            self.want_snapshot("no-snapshot-leads-into-the-log");
+        }
+        let uploader = Uploader::new(Parts {
+            spool: spool.clone(),
+            target: Box::new(writer),
+            pace: self.options.pace.clone(),
+            end,
+            vaulted,
+            urgent: self.urgent.clone(),
+            long_reads: self.long_reads.clone(),
+        });
+        let (end_upload, upload_stop) = watch::channel(false);
+        // On a thread of its own: it compresses and encrypts, and no point's hold must wait for that.
+        let runtime = tokio::runtime::Handle::current();
+        let mut uploads = tokio::task::spawn_blocking(move || runtime.block_on(uploader.run(upload_stop)));
+        let ended = tokio::select! {
+            never = self.links(&spool, &vaulted_rx) => match never {},
+            () = self.watch_snapshot() => Ended::LeaseLost,
+            () = lease_lost(lease) => Ended::LeaseLost,
+            _ = &mut uploads => Ended::LeaseLost,
+            _ = stop.wait_for(|stop| *stop) => Ended::Stopped,
+        };
+        if matches!(ended, Ended::Stopped) {
+            let last = spool.clone();
+            if let Err(e) = blocking(move || last.flush()).await {
+                tracing::warn!(lane = %self.lane, error = %why(&e), "sync spool at the end");
+            }
+            end_upload.send_replace(true);
+            let within = self.options.pace.stop_within;
+            if tokio::time::timeout(within, &mut uploads).await.is_err() {
+                tracing::warn!(lane = %self.lane, "the last of the log stays in the spool: the vault did not take it");
+            }
+        }
+        Ok(ended)
+    }
+
+    /// One link after another, for ever.
+    async fn links(&self, spool: &Arc<Spool>, vaulted: &watch::Receiver<Vaulted>) -> std::convert::Infallible {
+        let mut pause = PAUSE_MIN;
+        let mut hopeless = 0;
+        let mut full_since: Option<Monotonic> = None;
+        let mut tried: Vec<String> = Vec::new();
+        let mut rewound: Option<Place> = None;
+        // Begun at a snapshot or at the source's end, and nothing came yet.
+        let mut is_fresh = false;
+        loop {
+            let Some(follow) = self.of.engine.follow() else {
+                self.fail("this engine cannot be followed".to_owned());
+                return std::future::pending().await;
+            };
+            if spool.end().is_none() {
+                if let Err(e) = self.begin(follow, spool, &mut tried).await {
+                    self.fail(why(&e));
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(PAUSE_MAX);
+                }
+                (rewound, is_fresh) = (None, true);
+                continue;
+            }
+            let Some(end) = spool.end() else { continue };
+            let from = rewound.clone().unwrap_or_else(|| end.clone());
+            let sink = Sink {
+                vault: self.of.vault.clone(),
+                incarnation: self.incarnation.clone(),
+                lane: self.lane.clone(),
+                spool: spool.clone(),
+                vaulted: vaulted.clone(),
+                rewound: Mutex::new(rewound.clone()),
+            };
+            self.set(Phase::Following, None);
+            let error = match follow.follow(&self.of.access, &self.lane, &from, &sink).await {
+                Ok(never) => match never {},
+                Err(error) => error,
+            };
+            self.settle(spool).await;
+            let moved = spool.end().as_ref() != Some(&end);
+            if moved {
+                (pause, hopeless, full_since, is_fresh) = (PAUSE_MIN, 0, None, false);
+                tried.clear();
+            }
+            if spool.end().is_some_and(|end| rewound.as_ref().is_some_and(|r| r.epoch != end.epoch)) {
+                rewound = None;
+            }
+            self.fail(why(&error));
+            match &error.kind {
+                // No log was there to be lost: another place is tried.
+                Kind::LogGone if is_fresh => spool.unbegin(),
+                Kind::LogGone => self.lose(spool, "log-gone").await,
+                Kind::Diverged { branched } => match self.rewind(spool, branched.as_ref()).await {
+                    Some(place) if rewound.as_ref() != Some(&place) => rewound = Some(place),
+                    // Told twice of the same branch without coming into it, or of one that we do not know: nothing to go on from.
+                    _ => {
+                        rewound = None;
+                        self.lose(spool, "history-diverged").await;
+                    }
+                },
+                Kind::SpoolFull => {
+                    let since = *full_since.get_or_insert_with(Monotonic::now);
+                    self.wait_for_room(follow, spool, since).await;
+                }
+                Kind::Invalid | Kind::Damaged | Kind::OutOfLog | Kind::Unsupported if !moved => {
+                    hopeless += 1;
+                    if hopeless >= HOPELESS_MAX {
+                        hopeless = 0;
+                        self.lose(spool, "log-unusable").await;
+                    }
+                }
+                _ => {}
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(PAUSE_MAX);
+        }
+    }
+
+    /// Makes durable what a link brought, or forgets it: then the source still has it.
+    async fn settle(&self, spool: &Arc<Spool>) {
+        let settled = spool.clone();
+        let result = blocking(move || {
+            settled.flush().map_err(|e| {
+                settled.roll_back();
+                e
+            })
+        });
+        if let Err(e) = result.await {
+            self.fail(why(&e));
+        }
+    }
+
+    /// Where the surviving history branched off, if we have the log up to there.
+    async fn rewind(&self, spool: &Arc<Spool>, branched: Option<&Place>) -> Option<Place> {
+        let branched = branched?;
+        let known = spool.known(&branched.epoch)?;
+        if known >= branched.offset {
+            return Some(branched.clone());
+        }
+        // Ours left that epoch earlier than the survivors did: their log goes on from where ours has it.
+        let place = Place { epoch: branched.epoch.clone(), offset: known };
+        let (begun, at) = (spool.clone(), place.clone());
+        blocking(move || begun.begin(at)).await.ok()?;
+        Some(place)
+    }
+
+    /// Declares a hole where the log ends, and asks for a snapshot.
+    async fn lose(&self, spool: &Arc<Spool>, reason: &'static str) {
+        tracing::warn!(cluster = %self.of.cluster.name, lane = %self.lane, reason, "log was lost: a new snapshot is needed");
+        let broken = spool.clone();
+        if let Err(e) = blocking(move || broken.break_off(reason)).await {
+            self.fail(why(&e));
+        }
+        self.want_snapshot(reason);
+        self.urgent.notify_one();
+    }
+
+    /// Waits for room; after too long gives the source's log up, before that fills a disk.
+    async fn wait_for_room(&self, follow: &dyn Follow, spool: &Arc<Spool>, since: Monotonic) {
+        self.set(Phase::Full, Some("the spool is full".to_owned()));
+        while !spool.has_room() {
+            if since.elapsed() >= self.options.give_up_full && spool.end().is_some() {
+                self.lose(spool, "spool-full").await;
+                if let Err(e) = follow.release(&self.of.access).await {
+                    self.fail(why(&e));
+                }
+            }
+            self.urgent.notify_one();
+            let _ = tokio::time::timeout(Duration::from_millis(500), spool.room().notified()).await;
+        }
+    }
+
+    /// Begins where there is no log to go on from.
+    async fn begin(&self, follow: &dyn Follow, spool: &Arc<Spool>, tried: &mut Vec<String>) -> Result<()> {
+        let snapshots = self.snapshots().await?;
+        let newest = snapshots.iter().max_by_key(|snapshot| snapshot.taken.at.latest);
+        let place_of = |snapshot: &SnapshotRecord| snapshot.taken.position.get(&self.lane).cloned();
+        let untried = newest.filter(|snapshot| !tried.contains(&snapshot.id)).and_then(|snapshot| {
+            let place = place_of(snapshot)?;
+            // One that lies within what we have is from before the hole.
+            let is_old = spool.known(&place.epoch).is_some_and(|known| place.offset < known);
+            (!is_old).then_some((snapshot.id.clone(), place))
+        });
+        let place = match untried {
+            Some((id, place)) => {
+                tried.push(id);
+                place
+            }
+            None => match follow.tip(&self.of.access, &self.lane).await {
+                Ok(place) => {
+                    self.want_snapshot("followed-from-the-end");
+                    place
+                }
+                Err(e) if e.kind == Kind::LogGone => {
+                    if self.state().wanted.is_none() {
+                        self.want_snapshot("no-snapshot-yet");
+                    }
+                    self.set(Phase::Waiting, Some(why(&e)));
+                    tokio::time::sleep(SNAPSHOT_POLL).await;
+                    return Ok(());
+                }
+                Err(e) => return Err(e),
+            },
+        };
+        tracing::info!(cluster = %self.of.cluster.name, lane = %self.lane, at = show(&place), "follow log");
+        let begun = spool.clone();
+        blocking(move || begun.begin(place)).await
+    }
+
+    async fn snapshots(&self) -> vault::Result<Vec<SnapshotRecord>> {
+        let (snapshots, _) = self.of.vault.snapshots_and_damaged().await?;
+        Ok(snapshots.into_iter().filter(|s| s.incarnation == self.incarnation && !s.leaving).collect())
+    }
+
+    fn want_snapshot(&self, reason: &str) {
+        let mut state = self.state();
+        let since = Instant::now();
+        match &mut state.wanted {
+            // What was asked for before is no longer enough.
+            Some(wanted) => wanted.since = since,
+            None => state.wanted = Some(Wanted { reason: reason.to_owned(), since }),
+        }
+    }
+
+    /// Takes the wish for a snapshot back when there is one. Never returns.
+    async fn watch_snapshot(&self) {
+        loop {
+            tokio::time::sleep(SNAPSHOT_POLL).await;
+            let Some(wanted) = self.state().wanted.clone() else { continue };
+            let Ok(snapshots) = self.snapshots().await else { continue };
+            if snapshots.iter().any(|snapshot| snapshot.begun_at >= wanted.since) {
+                let mut state = self.state();
+                if state.wanted.as_ref() == Some(&wanted) {
+                    state.wanted = None;
+                }
+            }
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set(&self, phase: Phase, error: Option<String>) {
+        let mut state = self.state();
+        state.phase = phase;
+        state.error = error;
+    }
+
+    fn fail(&self, error: String) {
+        tracing::warn!(cluster = %self.of.cluster.name, lane = %self.lane, error, "follow log");
+        let mut state = self.state();
+        state.phase = Phase::Retrying;
+        state.error = Some(error);
+        state.failures += 1;
+    }
+}
+
+async fn lease_lost(lease: &Lease) {
+    while !lease.lost() {
+        tokio::time::sleep(Duration::from_millis(250)).await;
+    }
+}
+
+pub(super) async fn sleep_or(wait: Duration, stop: &mut watch::Receiver<bool>) {
+    let _ = tokio::time::timeout(wait, stop.wait_for(|stop| *stop)).await;
+}
