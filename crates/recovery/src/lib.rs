@@ -15,12 +15,14 @@ use mainstay_vault::ClusterVault;
 
 pub mod catalogue;
 mod error;
+mod exact;
 pub mod follow;
 pub mod history;
 pub mod inplace;
 pub mod log;
 pub mod past;
 pub mod plan;
+pub mod point;
 pub mod prove;
 pub mod prune;
 pub mod restore;

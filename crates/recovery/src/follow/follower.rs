@@ -54,7 +54,7 @@ impl FollowOptions {
 pub struct Follower {
     shared: Arc<Shared>,
     stop: watch::Sender<bool>,
-    task: tokio::task::JoinHandle<()>,
+    task: Mutex<Option<tokio::task::JoinHandle<()>>>,
 }
 
 struct Shared {
@@ -185,7 +185,7 @@ impl Follower {
         let long_reads = Arc::new(Semaphore::new(options.long_reads));
         let shared = Arc::new(Shared { of, options, long_reads, state: Mutex::default() });
         let (stop, stopped) = watch::channel(false);
-        let task = tokio::spawn(shared.clone().supervise(stopped));
+        let task = Mutex::new(Some(tokio::spawn(shared.clone().supervise(stopped))));
         Self { shared, stop, task }
     }
 
@@ -223,15 +223,20 @@ impl Follower {
     }
 
     /// Ends: what was received goes to the spool and to the vault, the leases are given up.
-    pub async fn stop(mut self) {
+    pub async fn stop(&self) {
         self.stop.send_replace(true);
-        let _ = (&mut self.task).await;
+        let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(task) = task {
+            let _ = task.await;
+        }
     }
 }
 
 impl Drop for Follower {
     fn drop(&mut self) {
-        self.task.abort();
+        if let Some(task) = self.task.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            task.abort();
+        }
         self.shared.with(|state| {
             for running in state.lanes.values_mut() {
                 if let Some(task) = &running.task {

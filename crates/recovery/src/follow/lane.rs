@@ -95,7 +95,6 @@ impl LaneFollower {
         self.state().spool.clone()
     }
 
-
     /// Follows until `stop` says so.
     pub async fn run(self: Arc<Self>, mut stop: watch::Receiver<bool>) {
         let mut pause = PAUSE_MIN;
