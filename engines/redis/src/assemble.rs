@@ -154,7 +154,8 @@ async fn give_slots(client: &Client, state: &Clustered, slots: &[(u16, u16)]) ->
     if missing.is_empty() {
         return Ok(());
     }
-    let numbers: Vec<String> = missing.iter().flat_map(|(first, last)| [first.to_string(), last.to_string()]).collect();
+    let numbers: Vec<String> =
+        missing.iter().flat_map(|(first, last)| [first.to_string(), last.to_string()]).collect();
     let mut words = vec!["CLUSTER", "ADDSLOTSRANGE"];
     words.extend(numbers.iter().map(String::as_str));
     client.call(&words).await.map(|_| ())

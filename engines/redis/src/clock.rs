@@ -35,7 +35,10 @@ pub fn parse(client: &Client, exec: Option<&Answer>) -> Result<Sample> {
         return Err(Error::new(kind, format!("read clock and offset of {node}: {text}")));
     };
     if role.list().first().map(Answer::text).as_deref() != Some("master") {
-        return Err(Error::new(Kind::Unreachable, format!("read clock and offset of {node}: it is no longer a master")));
+        return Err(Error::new(
+            Kind::Unreachable,
+            format!("read clock and offset of {node}: it is no longer a master"),
+        ));
     }
     let offset = role.list().get(1).and_then(Answer::int).and_then(|offset| u64::try_from(offset).ok());
     let (Some(at), Some(offset)) = (time_of(time), offset) else {

@@ -3,6 +3,7 @@
 //! Settings are checked against the lists in `settings/`, which are what a server of that version answers to `CONFIG GET *`. What
 //! Mainstay decides itself (ports, folders, passwords, roles) is refused. The file holds the password, so it is 0600.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use mainstay_engine::{Layout, Mistake, NodeLayout};
@@ -67,12 +68,14 @@ const DEFAULTS_CLUSTER: [(&str, &str); 2] =
     [("cluster-allow-replica-migration", "no"), ("cluster-node-timeout", "3000")];
 
 /// What a sandbox has whatever the fleet file says: it evicts nothing, replicates nowhere, and can be asked for digests.
-const SANDBOX: [(&str, &str); 5] = [
+const SANDBOX: [(&str, &str); 6] = [
     ("appendonly", "no"),
     ("cluster-node-timeout", "15000"),
     ("enable-debug-command", "local"),
     ("maxmemory", "0"),
     ("min-replicas-to-write", "0"),
+    // It saves when it is stopped. Saves in between would hide that nobody has written to it since it was proven.
+    ("save", ""),
 ];
 
 /// What a server has while it is fed: it waits for us as long as it takes, reads the copy from the socket, and writes nothing by
@@ -191,16 +194,24 @@ pub fn render(layout: &Layout, node: &NodeLayout, purpose: &Purpose) -> String {
         }
         Purpose::Master | Purpose::Fed => {}
     }
-    let mut settings: std::collections::BTreeMap<&str, String> =
-        DEFAULTS.iter().map(|(key, value)| (*key, (*value).to_owned())).collect();
+    for (key, value) in settings(layout, purpose) {
+        line(&key, &value);
+    }
+    text
+}
+
+/// The settings of a node beside what makes it itself: defaults, the fleet file's, and what its purpose demands.
+pub fn settings(layout: &Layout, purpose: &Purpose) -> BTreeMap<String, String> {
+    let mut settings: BTreeMap<String, String> =
+        DEFAULTS.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
     if *purpose == Purpose::Clustered {
-        settings.extend(DEFAULTS_CLUSTER.iter().map(|(key, value)| (*key, (*value).to_owned())));
+        settings.extend(DEFAULTS_CLUSTER.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())));
     }
     if let Some(memory) = layout.cluster.memory {
-        settings.insert("maxmemory", memory.0.to_string());
+        settings.insert("maxmemory".to_owned(), memory.0.to_string());
     }
     for (key, value) in &layout.cluster.config {
-        settings.insert(key, value.clone());
+        settings.insert(key.to_ascii_lowercase(), value.clone());
     }
     let forced: &[(&str, &str)] = match purpose {
         Purpose::Fed => &FED,
@@ -208,15 +219,12 @@ pub fn render(layout: &Layout, node: &NodeLayout, purpose: &Purpose) -> String {
         _ => &[],
     };
     for (key, value) in forced {
-        settings.insert(key, (*value).to_owned());
+        settings.insert((*key).to_owned(), (*value).to_owned());
     }
     if *purpose != Purpose::Clustered {
         settings.retain(|key, _| !key.starts_with("cluster-"));
     }
-    for (key, value) in settings {
-        line(key, &value);
-    }
-    text
+    settings
 }
 
 /// Whether the fleet file asks for an append-only file.

@@ -231,13 +231,18 @@ fn master_file(dir: &Path) -> PathBuf {
 pub(crate) fn remember_master(dir: Option<&Path>, topology: &Topology) {
     let (Some(dir), false, Some(shard)) = (dir, topology.clustered, topology.shards.first()) else { return };
     let name = &topology.nodes[shard.master].name;
+    remember(dir, name);
+}
+
+/// Writes down that a node is the master, beside the first node's data.
+pub(crate) fn remember(dir: &Path, name: &str) {
     let file = master_file(dir);
     if std::fs::read_to_string(&file).is_ok_and(|known| known.trim() == name) {
         return;
     }
     let fresh = dir.join("master.new");
     if let Err(error) = std::fs::write(&fresh, name).and_then(|()| std::fs::rename(&fresh, &file)) {
-        tracing::warn!(%error, master = %name, "could not write down who the master is");
+        tracing::warn!(%error, master = name, "could not write down who the master is");
     }
 }
 
@@ -269,8 +274,7 @@ pub(crate) async fn start_node(
         return Ok(());
     }
     make_folder(&node.data(), layout.owner)?;
-    let file = node.dir.join("redis.conf");
-    write_private(&file, config::render(layout, node, purpose).as_bytes(), layout.owner)?;
+    let file = write_config(layout, node, purpose)?;
     let command = NodeCommand {
         node: node.name.clone(),
         program: layout.installation.bin.join("redis-server"),
@@ -281,6 +285,13 @@ pub(crate) async fn start_node(
         owner: layout.owner,
     };
     host.start(&command).await.map(|_| ())
+}
+
+/// Writes the node's file and says where it is.
+pub(crate) fn write_config(layout: &Layout, node: &NodeLayout, purpose: &Purpose) -> Result<PathBuf> {
+    let file = node.dir.join("redis.conf");
+    write_private(&file, config::render(layout, node, purpose).as_bytes(), layout.owner)?;
+    Ok(file)
 }
 
 pub(crate) async fn wait_all_ready(layout: &Layout, host: &dyn Host) -> Result<Vec<Client>> {

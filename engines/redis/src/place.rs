@@ -90,7 +90,13 @@ mod tests {
     fn places_are_written_and_read() {
         let place = Place::new("0123456789abcdef0123456789abcdef01234567", 42);
         assert_eq!(read(&write(&place)).unwrap(), place);
-        for bad in ["", "42", "abc:42", "0123456789abcdef0123456789abcdef01234567:", "0123456789abcdef0123456789abcdef01234567:-1"] {
+        for bad in [
+            "",
+            "42",
+            "abc:42",
+            "0123456789abcdef0123456789abcdef01234567:",
+            "0123456789abcdef0123456789abcdef01234567:-1",
+        ] {
             assert_eq!(read(bad).unwrap_err().kind, Kind::Invalid);
         }
     }

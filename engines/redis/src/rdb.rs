@@ -201,7 +201,8 @@ mod tests {
     use proptest::prelude::*;
 
     fn file(body: &[u8]) -> Vec<u8> {
-        let mut bytes = b"REDIS0010\xfa\x0erepl-stream-db\xc0\x03\xfa\x0brepl-offset\xc2\x01\x00\x00\x01".to_vec();
+        let mut bytes =
+            b"REDIS0010\xfa\x0erepl-stream-db\xc0\x03\xfa\x0brepl-offset\xc2\x01\x00\x00\x01".to_vec();
         bytes.extend_from_slice(body);
         bytes.push(OPCODE_END);
         let crc = crc64(0, &bytes);

@@ -13,7 +13,8 @@ use async_trait::async_trait;
 use bytes::{Buf, Bytes};
 use futures::{StreamExt, TryStreamExt};
 use mainstay_engine::{
-    Access, Cut, Error, FileKind, FileSpec, Kind, Progress, Result, Snapshot, SnapshotOptions, SnapshotSink, Taken, Way,
+    Access, Cut, Error, FileKind, FileSpec, Kind, Progress, Result, Snapshot, SnapshotOptions, SnapshotSink,
+    Taken, Way,
 };
 use mainstay_model::{Bracket, Branch, Lane, Place, Position};
 use serde::{Deserialize, Serialize};
@@ -69,14 +70,21 @@ impl Snapshot for Redis {
         progress: Arc<dyn Progress>,
     ) -> Result<Taken> {
         if options.way == Way::Files {
-            return Err(Error::new(Kind::Unsupported, "copy Redis by its files: they have no exact place in the log"));
+            return Err(Error::new(
+                Kind::Unsupported,
+                "copy Redis by its files: they have no exact place in the log",
+            ));
         }
         let topology = Topology::look(access).await?;
         topology.complete(&access.cluster)?;
         progress.stage("copy shards");
         let jobs = options.jobs.clamp(1, 16);
-        let copies = topology.shards.iter().map(|shard| copy(&topology, shard, Arc::clone(&sink), Arc::clone(&progress)));
-        let copies: Vec<Copied> = futures::stream::iter(copies.collect::<Vec<_>>()).buffered(jobs).try_collect().await?;
+        let copies = topology
+            .shards
+            .iter()
+            .map(|shard| copy(&topology, shard, Arc::clone(&sink), Arc::clone(&progress)));
+        let copies: Vec<Copied> =
+            futures::stream::iter(copies.collect::<Vec<_>>()).buffered(jobs).try_collect().await?;
         // Owners may have changed while the copies ran.
         let now = Topology::look(access).await?;
         if slots_of(&now) != slots_of(&topology) {
@@ -84,24 +92,37 @@ impl Snapshot for Redis {
         }
         store_beside(&topology, &sink).await?;
         for copied in &copies {
-            self.states.remember(access, &copied.meta.lane, &copied.place, Boundary {
-                offset: copied.place.offset.low(),
-                db: Some(copied.meta.stream_db),
-                in_multi: false,
-            });
+            self.states.remember(
+                access,
+                &copied.meta.lane,
+                &copied.place,
+                Boundary {
+                    offset: copied.place.offset.low(),
+                    db: Some(copied.meta.stream_db),
+                    in_multi: false,
+                },
+            );
         }
-        let position: Position = copies.iter().map(|copied| (copied.meta.lane.clone(), copied.place.clone())).collect();
+        let position: Position =
+            copies.iter().map(|copied| (copied.meta.lane.clone(), copied.place.clone())).collect();
         let brackets = copies.iter().map(|copied| copied.at).reduce(Bracket::union);
-        let meta = Meta { clustered: topology.clustered, shards: copies.iter().map(|copied| copied.meta.clone()).collect() };
-        let branches = copies.iter().filter_map(|copied| Some((copied.meta.lane.clone(), copied.branch.clone()?)));
+        let meta = Meta {
+            clustered: topology.clustered,
+            shards: copies.iter().map(|copied| copied.meta.clone()).collect(),
+        };
+        let branches =
+            copies.iter().filter_map(|copied| Some((copied.meta.lane.clone(), copied.branch.clone()?)));
         Ok(Taken {
             started: position.clone(),
             position,
-            at: brackets.ok_or_else(|| Error::new(Kind::Server, format!("copy {}: it has no shards", access.cluster)))?,
+            at: brackets.ok_or_else(|| {
+                Error::new(Kind::Server, format!("copy {}: it has no shards", access.cluster))
+            })?,
             incarnation: None,
             version: copies.first().map(|copied| copied.version.clone()).unwrap_or_default(),
             branches: branches.collect(),
-            meta: serde_json::to_value(meta).map_err(|error| Error::new(Kind::Io, "write the snapshot's meta").source(error))?,
+            meta: serde_json::to_value(meta)
+                .map_err(|error| Error::new(Kind::Io, "write the snapshot's meta").source(error))?,
         })
     }
 }
@@ -139,7 +160,8 @@ async fn copy(
     let file = format!("shard-{}.rdb", shard.lane);
     tracing::info!(node = %node.name, lane = %shard.lane, offset = opening.offset, "copying");
     let (pieces, received) = mpsc::channel(PIECES);
-    let reader = Pieces { received, piece: Bytes::new(), check: RdbCheck::default(), facts: Arc::default(), progress };
+    let reader =
+        Pieces { received, piece: Bytes::new(), check: RdbCheck::default(), facts: Arc::default(), progress };
     let facts = Arc::clone(&reader.facts);
     let spec = FileSpec { path: file.clone(), kind: FileKind::Regular, mode: 0o600, cut: Cut::Content };
     let put = tokio::task::spawn_blocking(move || {
@@ -167,13 +189,14 @@ async fn copy(
     send.await;
     drop(pieces);
     put.await.map_err(|error| Error::new(Kind::Io, format!("store {file}")).source(error))??;
-    let facts: RdbFacts = facts
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .take()
-        .ok_or_else(|| Error::new(Kind::Invalid, format!("store {file}: the vault did not read it to its end")))?;
+    let facts: RdbFacts = facts.lock().unwrap_or_else(PoisonError::into_inner).take().ok_or_else(|| {
+        Error::new(Kind::Invalid, format!("store {file}: the vault did not read it to its end"))
+    })?;
     if facts.aux.get("repl-offset").is_some_and(|offset| *offset != opening.offset.to_string()) {
-        return Err(Error::new(Kind::Damaged, format!("copy {}: the file names another offset than the server", node.name)));
+        return Err(Error::new(
+            Kind::Damaged,
+            format!("copy {}: the file names another offset than the server", node.name),
+        ));
     }
     Ok(Copied {
         meta: ShardMeta {
@@ -260,16 +283,20 @@ async fn store_beside(topology: &Topology, sink: &Arc<dyn SnapshotSink>) -> Resu
         .filter(|pair| !secret.contains(&pair[0].as_str()))
         .map(|pair| (pair[0].clone(), pair[1].clone().into()))
         .collect();
-    let files = [("users.acl", users.join("\n")), ("settings.json", serde_json::Value::from(settings).to_string())];
+    let files =
+        [("users.acl", users.join("\n")), ("settings.json", serde_json::Value::from(settings).to_string())];
     let sink = Arc::clone(sink);
     let put = move || {
         for (path, content) in files {
-            let spec = FileSpec { path: path.to_owned(), kind: FileKind::Regular, mode: 0o600, cut: Cut::Content };
+            let spec =
+                FileSpec { path: path.to_owned(), kind: FileKind::Regular, mode: 0o600, cut: Cut::Content };
             sink.put(&spec, &mut content.as_bytes())?;
         }
         Ok(())
     };
-    tokio::task::spawn_blocking(put).await.map_err(|error| Error::new(Kind::Io, "store users and settings").source(error))?
+    tokio::task::spawn_blocking(put)
+        .await
+        .map_err(|error| Error::new(Kind::Io, "store users and settings").source(error))?
 }
 
 /// A list of texts; empty where the user may not ask.

@@ -374,8 +374,11 @@ mod tests {
         out
     }
 
+    /// Start, end and arguments of a command.
+    type Seen = (u64, u64, Vec<Vec<u8>>);
+
     /// Everything that a splitter says about these pieces.
-    fn run(pieces: &[&[u8]]) -> (Vec<(u64, u64, Vec<Vec<u8>>)>, Result<(), StreamError>, String) {
+    fn run(pieces: &[&[u8]]) -> (Vec<Seen>, Result<(), StreamError>, String) {
         let mut splitter = Splitter::new(START);
         let mut commands = Vec::new();
         let mut result = Ok(());

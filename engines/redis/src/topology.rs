@@ -168,8 +168,11 @@ impl Topology {
             node.said().and_then(|state| state.clustered.as_ref()).is_some_and(|clustered| clustered.moving)
         };
         match self.nodes.iter().find(moving) {
-            Some(node) => Err(Error::new(Kind::Refused, format!("look at {cluster}: slots of {} are moving", node.name))
-                .hint("wait until resharding has ended")),
+            Some(node) => Err(Error::new(
+                Kind::Refused,
+                format!("look at {cluster}: slots of {} are moving", node.name),
+            )
+            .hint("wait until resharding has ended")),
             None => Ok(()),
         }
     }
@@ -194,20 +197,6 @@ impl Topology {
             })
         };
         shard.replicas.iter().find(well).copied().unwrap_or(shard.master)
-    }
-
-    /// A redis cluster's map of slots and owners, in words that are equal as long as it stays the same.
-    pub fn owners(&self) -> String {
-        let one = |shard: &Shard| {
-            let state = self.nodes[shard.master].said();
-            format!(
-                "{} {} {}",
-                shard.lane,
-                self.nodes[shard.master].name,
-                state.map_or("", |state| &state.run_id)
-            )
-        };
-        self.shards.iter().map(one).collect::<Vec<_>>().join("\n")
     }
 }
 

@@ -1,0 +1,80 @@
+//! What must be known of a stream to read it from its middle: the selected database and whether a transaction is open.
+//!
+//! It goes into the head of each segment as text: `db=3 multi=0`, `db=? multi=0` where the stream has not selected a database yet, and
+//! `?` where the stream was taken up by a process that did not see what came before. An unknown state is found again by reading the
+//! log from the last known one on; it is never guessed.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
+use mainstay_engine::Access;
+use mainstay_model::{Lane, Place};
+
+use crate::stream::Boundary;
+
+/// The state of a stream that nobody here has seen.
+pub const UNKNOWN: &str = "?";
+
+/// Writes the state at a boundary.
+pub fn write(at: &Boundary) -> String {
+    let db = at.db.map_or_else(|| "?".to_owned(), |db| db.to_string());
+    format!("db={db} multi={}", u8::from(at.in_multi))
+}
+
+/// Reads it; none where it is unknown.
+pub fn read(offset: u64, text: &str) -> Option<Boundary> {
+    let mut words = text.split(' ');
+    let db = words.next()?.strip_prefix("db=")?;
+    let db = if db == "?" { None } else { Some(db.parse().ok()?) };
+    let in_multi = match words.next()?.strip_prefix("multi=")? {
+        "0" => false,
+        "1" => true,
+        _ => return None,
+    };
+    Some(Boundary { offset, db, in_multi })
+}
+
+/// States at the places where this process stopped reading, so that it can go on knowing them.
+#[derive(Debug, Default)]
+pub struct States {
+    known: Mutex<BTreeMap<String, (Place, Boundary)>>,
+}
+
+impl States {
+    /// None known.
+    pub const fn new() -> States {
+        States { known: Mutex::new(BTreeMap::new()) }
+    }
+
+    /// Keeps the state at a place; one for each lane.
+    pub fn remember(&self, access: &Access, lane: &Lane, place: &Place, state: Boundary) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.insert(key(access, lane), (place.clone(), state));
+    }
+
+    /// The state at exactly this place, if it is known.
+    pub fn recall(&self, access: &Access, lane: &Lane, place: &Place) -> Option<Boundary> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.get(&key(access, lane)).filter(|(at, _)| at == place).map(|(_, state)| *state)
+    }
+}
+
+fn key(access: &Access, lane: &Lane) -> String {
+    format!("{}/{}/{lane}", access.scope, access.cluster)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn states_are_written_and_read() {
+        for (db, in_multi) in [(None, false), (Some(0), true), (Some(15), false)] {
+            let at = Boundary { offset: 7, db, in_multi };
+            assert_eq!(read(7, &write(&at)), Some(at));
+        }
+        for bad in ["", UNKNOWN, "db=1", "db=x multi=0", "db=1 multi=2"] {
+            assert_eq!(read(0, bad), None);
+        }
+    }
+}

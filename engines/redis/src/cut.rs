@@ -1,0 +1,402 @@
+//! Which place in a lane a target stands for.
+//!
+//! A stream's times are brackets: what lies below a mark was written between two looks at the clock. A time takes in what was certainly
+//! written by then, and of that no command and no transaction in part. If the clock went past the time and came back, the time stands for
+//! more than one place, and none is guessed.
+
+use mainstay_engine::{Cutting, Error, Kind, LogSource, Result, Segment, SegmentData, Target};
+use mainstay_model::{Bracket, Instant, Lane, Place};
+
+use crate::carry;
+use crate::place;
+use crate::stream::{Boundary, Splitter};
+
+/// Finds the place. See [`mainstay_engine::Replay::cut`].
+///
+/// # Errors
+/// `OutOfLog`, `Ambiguous`, `Invalid`, and those of reading.
+pub fn cut(lane: &Lane, from: &Place, log: &dyn LogSource, target: &Target) -> Result<Cutting> {
+    let segments = log.segments(lane);
+    let lane_log = LaneLog { lane, from, log, segments };
+    match target {
+        Target::Time(at) => lane_log.at_time(*at),
+        Target::End => {
+            let end = lane_log.segments.last().map_or(from.offset.low(), |segment| segment.last.offset.low());
+            let place = lane_log.clean_at(end)?;
+            lane_log.cutting(place)
+        }
+        Target::Place(place) => lane_log.at_place(place),
+        Target::Name(name) => Err(Error::new(
+            Kind::Invalid,
+            format!("find `{name}` in the stream of {lane}: Redis has no names in it"),
+        )
+        .hint("give a time, a fleet point or a place")),
+    }
+}
+
+struct LaneLog<'a> {
+    lane: &'a Lane,
+    from: &'a Place,
+    log: &'a dyn LogSource,
+    segments: Vec<Segment>,
+}
+
+impl LaneLog<'_> {
+    /// The segments that hold anything behind `from`.
+    fn behind(&self) -> impl Iterator<Item = (usize, &Segment)> {
+        self.segments.iter().enumerate().filter(|(_, segment)| segment.last.offset > self.from.offset)
+    }
+
+    fn at_time(&self, at: Instant) -> Result<Cutting> {
+        if let Some(end) = self.log.complete_to(self.lane).filter(|end| *end < at) {
+            let what = format!("find {at} in the stream of {}: the log is complete up to {end}", self.lane);
+            return Err(Error::new(Kind::OutOfLog, what).hint(format!("ask for {end} or earlier")));
+        }
+        // What was certainly written by then ends here.
+        let mut sure = self.from.offset.low();
+        // The place at which the clock was first certainly past the time.
+        let mut past: Option<(u64, Instant)> = None;
+        for (index, segment) in self.behind() {
+            if segment.bracket.latest <= at && past.is_none() {
+                sure = segment.last.offset.low();
+                continue;
+            }
+            if segment.bracket.earliest > at {
+                past = past.or(Some((segment.first.offset.low(), segment.bracket.earliest)));
+                continue;
+            }
+            let data = self.read(index)?;
+            let last = std::iter::once((segment.last.offset.low(), segment.bracket));
+            let marks = data.times.iter().map(|mark| (mark.offset.low(), mark.at));
+            let mut reached = segment.first.offset.low();
+            for (offset, bracket) in marks.chain(last).filter(|(offset, _)| *offset > self.from.offset.low())
+            {
+                if offset <= reached {
+                    continue;
+                }
+                if bracket.earliest > at {
+                    past = past.or(Some((reached, bracket.earliest)));
+                } else if bracket.latest <= at {
+                    if let Some((first, when)) = past {
+                        return Err(self.ambiguous(at, first, when, offset));
+                    }
+                    sure = offset;
+                }
+                reached = offset;
+            }
+        }
+        self.cutting(self.clean_at(sure)?)
+    }
+
+    fn ambiguous(&self, at: Instant, first: u64, when: Instant, again: u64) -> Error {
+        let candidate = |offset: u64| {
+            let epoch = self.epoch_at(offset).unwrap_or_else(|| self.from.epoch.0.clone());
+            place::write(&Place::new(epoch, offset))
+        };
+        let candidates = vec![candidate(first), candidate(again)];
+        let what = format!("find {at} in the stream of {}: its clock was at {when} and came back", self.lane);
+        Error::new(Kind::Ambiguous { candidates }, what)
+    }
+
+    fn at_place(&self, wanted: &Place) -> Result<Cutting> {
+        let offset = wanted.offset.low();
+        let same_history = *wanted == *self.from
+            || self.segments.iter().any(|segment| {
+                segment.first.epoch == wanted.epoch
+                    && segment.first.offset <= wanted.offset
+                    && wanted.offset <= segment.last.offset
+            });
+        if !same_history || offset < self.from.offset.low() {
+            return Err(Error::new(
+                Kind::OutOfLog,
+                format!(
+                    "find {} in the stream of {}: the log does not reach it",
+                    place::write(wanted),
+                    self.lane
+                ),
+            ));
+        }
+        let clean = self.clean_at(offset)?;
+        if clean.offset != wanted.offset {
+            return Err(Error::new(
+                Kind::Invalid,
+                format!(
+                    "cut the stream of {} at {}: a command or transaction would be cut with it",
+                    self.lane,
+                    place::write(wanted)
+                ),
+            )
+            .hint(format!("the last clean place before it is {}", place::write(&clean))));
+        }
+        // The end of one epoch and the beginning of the next are the same place.
+        self.cutting(wanted.clone())
+    }
+
+    /// The last place at or before `offset` (but not before `from`) at which no command and no transaction is cut.
+    fn clean_at(&self, offset: u64) -> Result<Place> {
+        let from = self.from.offset.low();
+        if offset <= from {
+            return Ok(self.from.clone());
+        }
+        let Some(mut index) = self.segments.iter().rposition(|segment| segment.first.offset.low() < offset)
+        else {
+            return Ok(self.from.clone());
+        };
+        loop {
+            let data = self.read(index)?;
+            let start = data.segment.first.offset.low();
+            let state = match carry::read(start, &data.carry) {
+                Some(state) => Some(state),
+                // Nothing is known before the first one; a snapshot's place is a clean one.
+                None if start == from || index == 0 => {
+                    Some(Boundary { offset: start, db: None, in_multi: false })
+                }
+                None => None,
+            };
+            if let Some(state) = state
+                && let Some(clean) = self.clean_from(state, data, index, offset)?
+            {
+                let clean = clean.max(from);
+                let epoch = self.epoch_at(clean).unwrap_or_else(|| self.from.epoch.0.clone());
+                return Ok(Place::new(epoch, clean));
+            }
+            // Its state is not known, or a transaction is open over all of it.
+            match index.checked_sub(1) {
+                Some(before) if start > from => index = before,
+                _ => return Ok(self.from.clone()),
+            }
+        }
+    }
+
+    /// Reads on from a known state to `offset`.
+    fn clean_from(
+        &self,
+        state: Boundary,
+        data: SegmentData,
+        index: usize,
+        offset: u64,
+    ) -> Result<Option<u64>> {
+        let mut splitter = Splitter::new(state);
+        let mut data = Some(data);
+        for index in index..self.segments.len() {
+            if splitter.offset() >= offset {
+                break;
+            }
+            let data = match data.take() {
+                Some(data) => data,
+                None => self.read(index)?,
+            };
+            if data.segment.first.offset.low() != splitter.offset() {
+                return Err(self.damaged("there is a gap in it"));
+            }
+            let room =
+                usize::try_from(offset - splitter.offset()).unwrap_or(usize::MAX).min(data.bytes.len());
+            splitter
+                .feed(&data.bytes[..room], |_| {})
+                .map_err(|error| self.damaged("it is no stream of commands").source(error))?;
+        }
+        Ok(splitter.clean().map(|clean| clean.offset))
+    }
+
+    /// What is known of when the last thing below a place and the first behind it were written.
+    fn cutting(&self, place: Place) -> Result<Cutting> {
+        let offset = place.offset.low();
+        let mut below = Instant::MIN;
+        let mut behind = Instant::MAX;
+        if let Some(index) = self.segments.iter().position(|segment| segment.last.offset.low() >= offset) {
+            // The mark that covers the last byte below, and the one that covers the first byte behind.
+            for index in index..self.segments.len().min(index + 2) {
+                let data = self.read(index)?;
+                let first = data.segment.first.offset.low();
+                let mut start = first;
+                for mark in &data.times {
+                    let end = mark.offset.low();
+                    if start < offset && offset <= end {
+                        below = mark.at.latest;
+                    }
+                    if start <= offset && offset < end && behind == Instant::MAX {
+                        behind = mark.at.earliest;
+                    }
+                    start = end;
+                }
+            }
+        }
+        // One look at the clock covers both sides.
+        let at = if below <= behind {
+            Bracket { earliest: below, latest: behind }
+        } else {
+            Bracket::exactly(below)
+        };
+        Ok(Cutting { place, at })
+    }
+
+    fn epoch_at(&self, offset: u64) -> Option<String> {
+        let holds =
+            |segment: &&Segment| segment.first.offset.low() < offset && offset <= segment.last.offset.low();
+        self.segments.iter().find(holds).map(|segment| segment.first.epoch.0.clone())
+    }
+
+    fn read(&self, index: usize) -> Result<SegmentData> {
+        self.log.read(self.lane, index)
+    }
+
+    fn damaged(&self, why: &str) -> Error {
+        Error::new(Kind::Damaged, format!("read the log of {}: {why}", self.lane))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::link::encode;
+    use bytes::Bytes;
+    use mainstay_engine::TimeMark;
+    use mainstay_model::Branch;
+
+    struct Log(Vec<SegmentData>);
+
+    impl LogSource for Log {
+        fn lanes(&self) -> Vec<Lane> {
+            vec![Lane::new("main")]
+        }
+        fn segments(&self, _: &Lane) -> Vec<Segment> {
+            self.0.iter().map(|data| data.segment.clone()).collect()
+        }
+        fn read(&self, _: &Lane, index: usize) -> Result<SegmentData> {
+            Ok(self.0[index].clone())
+        }
+        fn branches(&self, _: &Lane) -> Vec<(Branch, Option<Bytes>)> {
+            Vec::new()
+        }
+        fn complete_to(&self, _: &Lane) -> Option<Instant> {
+            Some(Instant(1000))
+        }
+    }
+
+    /// Commands with the time of the look behind each.
+    type Commands<'a> = &'a [(&'a [&'a str], i64)];
+
+    /// Segments of (carry, commands).
+    fn log(from: u64, segments: &[(&str, Commands<'_>)]) -> (Log, Vec<u64>) {
+        let mut offset = from;
+        let mut data = Vec::new();
+        let mut ends = vec![from];
+        let mut before = Instant(0);
+        for (carry, commands) in segments {
+            let first = offset;
+            let mut bytes = Vec::new();
+            let mut times = Vec::new();
+            for (words, at) in *commands {
+                let words: Vec<&[u8]> = words.iter().map(|word| word.as_bytes()).collect();
+                bytes.extend(encode(&words));
+                offset = first + bytes.len() as u64;
+                ends.push(offset);
+                times.push(TimeMark { offset: offset.into(), at: Bracket::between(before, Instant(*at)) });
+                before = Instant(*at);
+            }
+            let bracket = times.iter().map(|mark| mark.at).reduce(Bracket::union).unwrap();
+            let segment = Segment { first: Place::new("a", first), last: Place::new("a", offset), bracket };
+            data.push(SegmentData { segment, times, carry: (*carry).into(), bytes: Bytes::from(bytes) });
+        }
+        (Log(data), ends)
+    }
+
+    fn run(log: &Log, from: u64, target: &Target) -> Result<u64> {
+        let cutting = cut(&Lane::new("main"), &Place::new("a", from), log, target)?;
+        Ok(cutting.place.offset.low())
+    }
+
+    const SET: &[&str] = &["SET", "a", "1"];
+
+    #[test]
+    fn a_time_takes_in_what_was_certainly_written_by_then() {
+        let (log, ends) = log(
+            100,
+            &[
+                ("db=0 multi=0", &[(SET, 10), (SET, 20)]),
+                ("?", &[(&["MULTI"], 30), (SET, 40), (&["EXEC"], 50)]),
+                ("db=0 multi=0", &[(SET, 60)]),
+            ],
+        );
+        let check = |at: i64, expected: usize| {
+            assert_eq!(run(&log, 100, &Target::Time(Instant(at))).unwrap(), ends[expected], "at {at}");
+        };
+        check(5, 0);
+        check(10, 1);
+        check(19, 1);
+        check(20, 2);
+        // Inside the transaction the cut is before it.
+        check(30, 2);
+        check(49, 2);
+        check(50, 5);
+        check(60, 6);
+        check(1000, 6);
+        assert_eq!(run(&log, 100, &Target::Time(Instant(1001))).unwrap_err().kind, Kind::OutOfLog);
+        assert_eq!(run(&log, 100, &Target::End).unwrap(), ends[6]);
+    }
+
+    #[test]
+    fn a_cut_says_for_which_times_it_stands() {
+        let (log, ends) = log(100, &[("db=0 multi=0", &[(SET, 10), (SET, 20)]), ("?", &[(SET, 30)])]);
+        let at = |at: i64| {
+            cut(&Lane::new("main"), &Place::new("a", 100), &log, &Target::Time(Instant(at))).unwrap()
+        };
+        assert_eq!(at(15).place.offset.low(), ends[1]);
+        assert_eq!(at(15).at, Bracket::exactly(Instant(10)));
+        assert_eq!(at(25).at, Bracket::exactly(Instant(20)));
+        assert_eq!(at(35).at, Bracket { earliest: Instant(30), latest: Instant::MAX });
+    }
+
+    #[test]
+    fn a_place_must_be_clean_and_within() {
+        let (log, ends) =
+            log(100, &[("db=0 multi=0", &[(SET, 10), (&["MULTI"], 20), (SET, 30), (&["EXEC"], 40)])]);
+        let place = |offset: u64| run(&log, 100, &Target::Place(Place::new("a", offset)));
+        for clean in [0, 1, 4] {
+            assert_eq!(place(ends[clean]).unwrap(), ends[clean]);
+        }
+        for cut in [ends[1] - 1, ends[2], ends[3]] {
+            assert_eq!(place(cut).unwrap_err().kind, Kind::Invalid);
+        }
+        for outside in [99, ends[4] + 1] {
+            assert_eq!(place(outside).unwrap_err().kind, Kind::OutOfLog);
+        }
+        let other = Target::Place(Place::new("b", ends[1]));
+        assert_eq!(run(&log, 100, &other).unwrap_err().kind, Kind::OutOfLog);
+    }
+
+    #[test]
+    fn a_clock_that_came_back_is_not_guessed_at() {
+        let (log, ends) = log(
+            100,
+            &[
+                ("db=0 multi=0", &[(SET, 10), (SET, 50), (SET, 60)]),
+                ("?", &[(SET, 20), (SET, 21), (SET, 70)]),
+            ],
+        );
+        let error = run(&log, 100, &Target::Time(Instant(25))).unwrap_err();
+        assert!(matches!(error.kind, Kind::Ambiguous { .. }), "{error}");
+        assert_eq!(run(&log, 100, &Target::Time(Instant(15))).unwrap(), ends[1]);
+        assert_eq!(run(&log, 100, &Target::Time(Instant(70))).unwrap(), ends[6]);
+    }
+
+    #[test]
+    fn an_unknown_state_is_found_by_reading_from_a_known_one() {
+        let big = "x".repeat(1000);
+        let (mut log, ends) = log(
+            100,
+            &[
+                ("db=0 multi=0", &[(&["MULTI"], 10), (&["SET", "a", &big], 20)]),
+                ("?", &[(SET, 30), (&["EXEC"], 40), (SET, 50)]),
+            ],
+        );
+        assert_eq!(run(&log, 100, &Target::Time(Instant(35))).unwrap(), 100);
+        assert_eq!(run(&log, 100, &Target::Time(Instant(45))).unwrap(), ends[4]);
+        // A segment may begin in the middle of a command.
+        let moved = log.0[0].bytes.split_off(300);
+        log.0[1].bytes = [moved, log.0[1].bytes.clone()].concat().into();
+        log.0[0].segment.last = Place::new("a", 400);
+        log.0[1].segment.first = Place::new("a", 400);
+        assert_eq!(run(&log, 100, &Target::Time(Instant(45))).unwrap(), ends[4]);
+    }
+}
