@@ -1,3 +1,9 @@
-//! What adapters are built and tested with: sinks and sources in memory.
+//! What adapters are built and tested with.
+//!
+//! - [`fake`]: an engine over a folder, which the machinery is tested with and new adapters are copied from
+//! - [`memory`]: snapshots and logs in memory, in place of the vault and the spool
+//! - [`unreliable`]: any engine, failing where a test wants it to
 
+pub mod fake;
 pub mod memory;
+pub mod unreliable;

@@ -32,6 +32,9 @@ struct LaneLog {
     full: bool,
 }
 
+/// A segment, and the pieces that it is made of.
+type Cut = (Segment, Vec<usize>);
+
 #[derive(Clone, Debug)]
 struct Piece {
     at: Place,
@@ -270,8 +273,8 @@ impl LaneLog {
     }
 
     /// Which pieces make up which segment.
-    fn segments(&self, segment_bytes: usize) -> Vec<(Segment, Vec<usize>)> {
-        let mut segments: Vec<(Segment, Vec<usize>)> = Vec::new();
+    fn segments(&self, segment_bytes: usize) -> Vec<Cut> {
+        let mut segments: Vec<Cut> = Vec::new();
         let mut bytes = 0;
         let mut known = Bracket { earliest: Instant::MIN, latest: Instant::MIN };
         for (index, piece) in self.pieces.iter().enumerate() {
@@ -356,7 +359,7 @@ impl LogSink for MemoryLogSink {
 /// A [`MemoryLog`] as it was at one moment, to be read.
 #[derive(Clone, Debug)]
 pub struct MemoryLogSource {
-    lanes: BTreeMap<Lane, (LaneLog, Vec<(Segment, Vec<usize>)>)>,
+    lanes: BTreeMap<Lane, (LaneLog, Vec<Cut>)>,
 }
 
 impl LogSource for MemoryLogSource {
