@@ -10,6 +10,8 @@ use std::str::FromStr;
 
 use mainstay_model::{Epoch, Place};
 
+use crate::wal::{LONG_HEADER_BYTES, PAGE_BYTES, PAGE_HEADER_BYTES};
+
 /// A byte position in the write-ahead log, counted from the beginning of the cluster's life.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Lsn(pub u64);
@@ -86,9 +88,12 @@ pub fn epoch(timeline: Timeline, history: &History) -> Epoch {
 /// The epoch is none of PostgreSQL's.
 pub fn timeline_of(epoch: &Epoch) -> Result<Timeline, ParseError> {
     let bad = || ParseError::new("a timeline", &epoch.0);
-    let (number, fork) = epoch.0.split_once('x').map_or((epoch.0.as_str(), None), |(number, fork)| (number, Some(fork)));
+    let (number, fork) =
+        epoch.0.split_once('x').map_or((epoch.0.as_str(), None), |(number, fork)| (number, Some(fork)));
     let plain = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
-    if fork.is_some_and(|fork| fork.is_empty() || fork.len() > 16 || !fork.bytes().all(|byte| byte.is_ascii_hexdigit())) {
+    if fork.is_some_and(|fork| {
+        fork.is_empty() || fork.len() > 16 || !fork.bytes().all(|byte| byte.is_ascii_hexdigit())
+    }) {
         return Err(bad());
     }
     plain.then(|| number.parse().ok()).flatten().filter(|number| *number > 0).ok_or_else(bad)
@@ -116,10 +121,29 @@ pub fn read_place(text: &str) -> Result<Place, ParseError> {
     Ok(place(&epoch, lsn.parse().map_err(|_| bad())?))
 }
 
+/// A place right behind a page's header is the page's beginning: the header belongs to no record, and servers name either.
+pub fn before_header(at: Lsn, segment_size: u64) -> Lsn {
+    let in_page = at.0 % PAGE_BYTES;
+    let page = Lsn(at.0 - in_page);
+    let header =
+        if page.0.is_multiple_of(segment_size.max(1)) { LONG_HEADER_BYTES } else { PAGE_HEADER_BYTES } as u64;
+    if in_page == header { page } else { at }
+}
+
 /// The file name that PostgreSQL gives to a segment: timeline, and the segment's number in two halves.
 pub fn segment_name(timeline: Timeline, segment: u64, segment_size: u64) -> String {
     let per_high = (0x1_0000_0000 / segment_size.max(1)).max(1);
     format!("{timeline:08X}{:08X}{:08X}", segment / per_high, segment % per_high)
+}
+
+/// The timeline and the number of the segment of that file name; `None` when it is none.
+pub fn parse_segment_name(name: &str, segment_size: u64) -> Option<(Timeline, u64)> {
+    if name.len() != 24 || !name.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return None;
+    }
+    let part = |at: usize| u32::from_str_radix(&name[at..at + 8], 16).ok();
+    let per_high = (0x1_0000_0000 / segment_size.max(1)).max(1);
+    Some((part(0)?, u64::from(part(8)?) * per_high + u64::from(part(16)?)))
 }
 
 /// The file name of a timeline's history.
@@ -174,7 +198,20 @@ mod tests {
         let there = Place::new("3x3000148", 0x1_01A2_B3C8);
         assert_eq!(write_place(&there), "3x3000148:1/1A2B3C8");
         assert_eq!(read_place("3x3000148:1/1A2B3C8"), Ok(there));
-        let bad = ["", "3", "3:1", "0:1/2", "x:1/2", "1:+1/2", "1:/2", "1:1/123456789", "-1:0/0", "1:0/0/0", "2x:0/0", "2xz:0/0"];
+        let bad = [
+            "",
+            "3",
+            "3:1",
+            "0:1/2",
+            "x:1/2",
+            "1:+1/2",
+            "1:/2",
+            "1:1/123456789",
+            "-1:0/0",
+            "1:0/0/0",
+            "2x:0/0",
+            "2xz:0/0",
+        ];
         for bad in bad {
             assert!(read_place(bad).is_err(), "{bad}");
         }
@@ -188,18 +225,28 @@ mod tests {
     fn segments_are_named_as_the_server_names_them() {
         assert_eq!(segment_name(1, 0x101, 16 << 20), "000000010000000100000001");
         assert_eq!(segment_name(1, 5, 1 << 30), "000000010000000100000001");
+        assert_eq!(parse_segment_name("000000010000000100000001", 16 << 20), Some((1, 0x101)));
+        assert_eq!(parse_segment_name("00000001.history", 16 << 20), None);
         assert_eq!(Lsn(0x1_0100_0000).segment(16 << 20), 0x101);
     }
 
     #[test]
     fn histories_name_the_timeline_of_every_byte() {
-        let history = History::parse("1\t0/3000148\tno recovery target specified\n\n2\t0/5000000\tx\n").unwrap();
+        let history =
+            History::parse("1\t0/3000148\tno recovery target specified\n\n2\t0/5000000\tx\n").unwrap();
         assert_eq!(history.left_at(1), Some(Lsn(0x300_0148)));
         assert_eq!(history.timeline_of(3, Lsn(0x300_0147)), 1);
         assert_eq!(history.timeline_of(3, Lsn(0x300_0148)), 2);
         assert_eq!(history.timeline_of(3, Lsn(0x500_0000)), 3);
         assert!(History::parse("2\t0/5\n1\t0/6\n").is_err());
         assert!(History::parse("nonsense").is_err());
+    }
+
+    #[test]
+    fn an_insert_position_behind_a_header_is_the_pages_beginning() {
+        assert_eq!(before_header(Lsn((1 << 20) + 40), 1 << 20), Lsn(1 << 20));
+        assert_eq!(before_header(Lsn((1 << 20) + 8192 + 24), 1 << 20), Lsn((1 << 20) + 8192));
+        assert_eq!(before_header(Lsn((1 << 20) + 8192 + 40), 1 << 20), Lsn((1 << 20) + 8192 + 40));
     }
 
     proptest::proptest! {

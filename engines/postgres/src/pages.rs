@@ -14,10 +14,10 @@ pub const SEGMENT_BLOCKS: u32 = 131_072;
 const LANES: usize = 32;
 const PRIME: u32 = 16_777_619;
 const OFFSETS: [u32; LANES] = [
-    0x5B1F36E9, 0xB8525960, 0x02AB50AA, 0x1DE66D2A, 0x79FF467A, 0x9BB9F8A3, 0x217E7CD2, 0x83E13D2C, 0xF8D4474F, 0xE39EB970,
-    0x42C6AE16, 0x993216FA, 0x7B093B5D, 0x98DAFF3C, 0xF718902A, 0x0B1C9CDB, 0xE58F764B, 0x187636BC, 0x5D7B3BB1, 0xE73DE7DE,
-    0x92BEC979, 0xCCA6C0B2, 0x304A0979, 0x85AA43D4, 0x783125BB, 0x6CA8EAA2, 0xE407EAC6, 0x4B5CFC3E, 0x9FBF8C76, 0x15CA20BE,
-    0xF2CA9FD3, 0x959BD756,
+    0x5B1F36E9, 0xB8525960, 0x02AB50AA, 0x1DE66D2A, 0x79FF467A, 0x9BB9F8A3, 0x217E7CD2, 0x83E13D2C,
+    0xF8D4474F, 0xE39EB970, 0x42C6AE16, 0x993216FA, 0x7B093B5D, 0x98DAFF3C, 0xF718902A, 0x0B1C9CDB,
+    0xE58F764B, 0x187636BC, 0x5D7B3BB1, 0xE73DE7DE, 0x92BEC979, 0xCCA6C0B2, 0x304A0979, 0x85AA43D4,
+    0x783125BB, 0x6CA8EAA2, 0xE407EAC6, 0x4B5CFC3E, 0x9FBF8C76, 0x15CA20BE, 0xF2CA9FD3, 0x959BD756,
 ];
 
 /// The checksum that `page` should carry as block `block` of its relation; `None` unless it is one whole page.
@@ -88,9 +88,9 @@ pub fn first_block(path: &str) -> Option<u32> {
         return None;
     }
     let (stem, segment) = name.split_once('.').map_or((name, None), |(stem, segment)| (stem, Some(segment)));
-    let relation = stem.split_once('_').map_or(stem, |(relation, fork)| {
-        if matches!(fork, "vm" | "fsm" | "init") { relation } else { "" }
-    });
+    let relation = stem
+        .split_once('_')
+        .map_or(stem, |(relation, fork)| if matches!(fork, "vm" | "fsm" | "init") { relation } else { "" });
     if !number(relation) {
         return None;
     }
@@ -113,8 +113,19 @@ mod tests {
         assert_eq!(first_block("base/5/1259_fsm.1"), Some(131_072));
         assert_eq!(first_block("global/1260"), Some(0));
         assert_eq!(first_block("pg_tblspc/16400/PG_15_202209061/5/16401"), Some(0));
-        for other in ["global/pg_control", "base/5/PG_VERSION", "base/5/pg_filenode.map", "pg_xact/0000", "base/5/t3_16400",
-            "PG_VERSION", "1259", "base/5/1259_x", "base/5/1259.x", "pg_wal/000000010000000000000001", "base/x/1"] {
+        for other in [
+            "global/pg_control",
+            "base/5/PG_VERSION",
+            "base/5/pg_filenode.map",
+            "pg_xact/0000",
+            "base/5/t3_16400",
+            "PG_VERSION",
+            "1259",
+            "base/5/1259_x",
+            "base/5/1259.x",
+            "pg_wal/000000010000000000000001",
+            "base/x/1",
+        ] {
             assert_eq!(first_block(other), None, "{other}");
         }
     }

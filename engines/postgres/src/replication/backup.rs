@@ -76,7 +76,10 @@ impl Client {
     ///
     /// # Errors
     /// The server refuses (no walsender free, not the right to, a version before 15).
-    pub async fn base_backup(mut self, options: &BackupOptions) -> Result<(BackupStart, BaseBackup), ReplicationError> {
+    pub async fn base_backup(
+        mut self,
+        options: &BackupOptions,
+    ) -> Result<(BackupStart, BaseBackup), ReplicationError> {
         let mut words = vec![
             format!("LABEL {}", quote_text(&options.label)),
             format!("CHECKPOINT {}", if options.fast_checkpoint { "'fast'" } else { "'spread'" }),
@@ -106,7 +109,8 @@ impl Client {
                 }
                 b'D' => {
                     let mut columns = wire::row(frame.body)?.into_iter();
-                    if let (Some(oid), Some(location)) = (columns.next().flatten(), columns.next().flatten()) {
+                    if let (Some(oid), Some(location)) = (columns.next().flatten(), columns.next().flatten())
+                    {
                         let oid = parsed(Some(Some(oid)), "OID of a tablespace")?;
                         let location = String::from_utf8_lossy(&location).into_owned();
                         tablespaces.push(Tablespace { oid, location });
@@ -117,7 +121,8 @@ impl Client {
                 _ => return Err(unexpected(&frame, "BASE_BACKUP")),
             }
         }
-        let (lsn, timeline) = place.ok_or_else(|| ReplicationError::Protocol("a base backup without its start".into()))?;
+        let (lsn, timeline) =
+            place.ok_or_else(|| ReplicationError::Protocol("a base backup without its start".into()))?;
         Ok((BackupStart { lsn, timeline, tablespaces }, BaseBackup { client: self, copying: true }))
     }
 }
@@ -149,9 +154,15 @@ impl BaseBackup {
                 b'D' => {
                     let mut columns = wire::row(frame.body)?.into_iter();
                     let lsn = parsed(columns.next(), "end of the backup")?;
-                    end = Some(Archive::End { lsn, timeline: parsed(columns.next(), "timeline of the backup's end")? });
+                    end = Some(Archive::End {
+                        lsn,
+                        timeline: parsed(columns.next(), "timeline of the backup's end")?,
+                    });
                 }
-                b'Z' => return end.ok_or_else(|| ReplicationError::Protocol("a base backup without its end".into())),
+                b'Z' => {
+                    return end
+                        .ok_or_else(|| ReplicationError::Protocol("a base backup without its end".into()));
+                }
                 _ => return Err(unexpected(&frame, "the end of BASE_BACKUP")),
             }
         }

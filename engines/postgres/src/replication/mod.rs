@@ -190,7 +190,9 @@ impl Client {
             }
             10 => {
                 if !rest.split(|byte| *byte == 0).any(|name| name == sasl::SCRAM_SHA_256.as_bytes()) {
-                    return Err(ReplicationError::Authentication("a SASL mechanism other than SCRAM-SHA-256".into()));
+                    return Err(ReplicationError::Authentication(
+                        "a SASL mechanism other than SCRAM-SHA-256".into(),
+                    ));
                 }
                 let exchange = sasl::ScramSha256::new(password()?, sasl::ChannelBinding::unsupported());
                 let first = exchange.message().to_vec();
@@ -243,10 +245,12 @@ impl Client {
     }
 
     pub(crate) async fn send_query(&mut self, command: &str) -> Result<(), ReplicationError> {
-        self.wire.send(&message(b'Q', |bytes| {
-            bytes.extend_from_slice(command.as_bytes());
-            bytes.push(0);
-        })).await
+        self.wire
+            .send(&message(b'Q', |bytes| {
+                bytes.extend_from_slice(command.as_bytes());
+                bytes.push(0);
+            }))
+            .await
     }
 
     /// Who the server is.
@@ -267,9 +271,13 @@ impl Client {
     /// # Errors
     /// The server does not have it (it is not an ancestor, or it is the first timeline, which has none).
     pub async fn timeline_history(&mut self, timeline: Timeline) -> Result<Bytes, ReplicationError> {
-        let mut columns = one_row(self.query(&format!("TIMELINE_HISTORY {timeline}")).await?, "TIMELINE_HISTORY")?;
+        let mut columns =
+            one_row(self.query(&format!("TIMELINE_HISTORY {timeline}")).await?, "TIMELINE_HISTORY")?;
         let _name = columns.pop_front();
-        columns.pop_front().flatten().ok_or_else(|| ReplicationError::Protocol("TIMELINE_HISTORY without a file".into()))
+        columns
+            .pop_front()
+            .flatten()
+            .ok_or_else(|| ReplicationError::Protocol("TIMELINE_HISTORY without a file".into()))
     }
 
     /// What the server knows of a slot; `None` when there is no such slot.
@@ -294,7 +302,9 @@ impl Client {
     /// # Errors
     /// Code 42710 when it is there already; no free slot; as [`Client::query`].
     pub async fn create_slot(&mut self, name: &str) -> Result<(), ReplicationError> {
-        self.query(&format!("CREATE_REPLICATION_SLOT {} PHYSICAL RESERVE_WAL", quote_name(name))).await.map(drop)
+        self.query(&format!("CREATE_REPLICATION_SLOT {} PHYSICAL RESERVE_WAL", quote_name(name)))
+            .await
+            .map(drop)
     }
 
     /// Removes a slot.
@@ -341,13 +351,22 @@ pub(crate) fn unexpected(frame: &Frame, doing: &str) -> ReplicationError {
 }
 
 fn one_row(rows: Vec<Vec<Option<Bytes>>>, what: &str) -> Result<VecDeque<Option<Bytes>>, ReplicationError> {
-    rows.into_iter().next().map(VecDeque::from).ok_or_else(|| ReplicationError::Protocol(format!("no row for {what}")))
+    rows.into_iter()
+        .next()
+        .map(VecDeque::from)
+        .ok_or_else(|| ReplicationError::Protocol(format!("no row for {what}")))
 }
 
-pub(crate) fn parsed<T: std::str::FromStr>(column: Option<Option<Bytes>>, what: &str) -> Result<T, ReplicationError> {
+pub(crate) fn parsed<T: std::str::FromStr>(
+    column: Option<Option<Bytes>>,
+    what: &str,
+) -> Result<T, ReplicationError> {
     let text = column.flatten().ok_or_else(|| ReplicationError::Protocol(format!("no {what}")))?;
-    let text = std::str::from_utf8(&text).map_err(|_| ReplicationError::Protocol(format!("{what} is not text")))?;
-    text.parse().map_err(|_| ReplicationError::Protocol(format!("{what} is {:?}", text.chars().take(80).collect::<String>())))
+    let text =
+        std::str::from_utf8(&text).map_err(|_| ReplicationError::Protocol(format!("{what} is not text")))?;
+    text.parse().map_err(|_| {
+        ReplicationError::Protocol(format!("{what} is {:?}", text.chars().take(80).collect::<String>()))
+    })
 }
 
 /// A name in double quotes. The replication grammar takes the same form as SQL.

@@ -72,7 +72,12 @@ impl Client {
     ///
     /// # Errors
     /// The log is gone (58P01), the place is not on that timeline (the DETAIL names the fork), the slot is in use.
-    pub async fn start(mut self, slot: Option<&str>, at: Lsn, timeline: Timeline) -> Result<Started, ReplicationError> {
+    pub async fn start(
+        mut self,
+        slot: Option<&str>,
+        at: Lsn,
+        timeline: Timeline,
+    ) -> Result<Started, ReplicationError> {
         let slot = slot.map(|name| format!("SLOT {} ", quote_name(name))).unwrap_or_default();
         self.send_query(&format!("START_REPLICATION {slot}PHYSICAL {at} TIMELINE {timeline}")).await?;
         let frame = self.wire.frame().await?;
@@ -98,9 +103,15 @@ impl Client {
                 b'D' => {
                     let mut columns = wire::row(frame.body)?.into_iter();
                     let timeline = parsed(columns.next(), "next timeline")?;
-                    next = Some(NextTimeline { timeline, at: parsed(columns.next(), "place of the next timeline")? });
+                    next = Some(NextTimeline {
+                        timeline,
+                        at: parsed(columns.next(), "place of the next timeline")?,
+                    });
                 }
-                b'Z' => return next.ok_or_else(|| ReplicationError::Protocol("end of a timeline without a next".into())),
+                b'Z' => {
+                    return next
+                        .ok_or_else(|| ReplicationError::Protocol("end of a timeline without a next".into()));
+                }
                 _ => return Err(unexpected(&frame, "the end of a timeline")),
             }
         }
@@ -166,7 +177,11 @@ fn decode(mut body: Bytes) -> Result<Streamed, ReplicationError> {
         b'k' => {
             let server_end = Lsn(body.try_get_u64().map_err(short)?);
             let server_time_us = body.try_get_i64().map_err(short)?.saturating_add(EPOCH_OFFSET_US);
-            Ok(Streamed::Keepalive { server_end, server_time_us, reply: body.try_get_u8().map_err(short)? != 0 })
+            Ok(Streamed::Keepalive {
+                server_end,
+                server_time_us,
+                reply: body.try_get_u8().map_err(short)? != 0,
+            })
         }
         other => Err(ReplicationError::Protocol(format!("stream message {:?}", char::from(other)))),
     }

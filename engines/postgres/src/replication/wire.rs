@@ -100,7 +100,10 @@ pub(crate) fn row(mut body: Bytes) -> Result<Vec<Option<Bytes>>, Error> {
 
 /// Splits a zero-terminated text from the front.
 pub(crate) fn cstr(body: &mut Bytes) -> Result<Bytes, Error> {
-    let end = body.iter().position(|byte| *byte == 0).ok_or_else(|| Error::Protocol("text without its end".into()))?;
+    let end = body
+        .iter()
+        .position(|byte| *byte == 0)
+        .ok_or_else(|| Error::Protocol("text without its end".into()))?;
     let text = body.split_to(end);
     body.advance(1);
     Ok(text)

@@ -162,7 +162,9 @@ impl Finder {
                 [(lsn, before, after)] => {
                     Ok(Found { lsn: *lsn, before_us: *before, after_us: Some(*after), late: self.late })
                 }
-                many => Err(CutError::Ambiguous(many.iter().map(|(lsn, before, _)| (*lsn, *before)).collect())),
+                many => {
+                    Err(CutError::Ambiguous(many.iter().map(|(lsn, before, _)| (*lsn, *before)).collect()))
+                }
             },
             Wanted::Name(_) => match self.names.as_slice() {
                 [] => Err(CutError::Missing),
@@ -200,7 +202,9 @@ mod tests {
         let found = find(Wanted::Time(2 * S), &[S, 2 * S, 3 * S]).unwrap();
         assert_eq!((found.lsn, found.before_us, found.after_us), (Lsn(120), Some(2 * S), Some(3 * S)));
         assert_eq!(find(Wanted::Time(0), &[S]).unwrap().lsn, Lsn(100));
-        assert!(matches!(find(Wanted::Time(5 * S), &[S, 2 * S]), Err(CutError::AtEnd(found)) if found.lsn == Lsn(118)));
+        assert!(
+            matches!(find(Wanted::Time(5 * S), &[S, 2 * S]), Err(CutError::AtEnd(found)) if found.lsn == Lsn(118))
+        );
     }
 
     #[test]

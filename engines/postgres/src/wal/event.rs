@@ -107,7 +107,9 @@ pub fn decode(record: &Record<'_>) -> Option<Event> {
             }),
             _ => None,
         },
-        rmgr::TBLSPC if kind == 0 => Some(Event::TablespaceCreate { oid: u32_at(data, 0)?, path: text(data.get(4..)?) }),
+        rmgr::TBLSPC if kind == 0 => {
+            Some(Event::TablespaceCreate { oid: u32_at(data, 0)?, path: text(data.get(4..)?) })
+        }
         rmgr::LOGICALMSG => {
             let prefix_bytes = usize::try_from(u64_at(data, 8)?).ok()?;
             let prefix = data.get(24..24usize.checked_add(prefix_bytes)?)?;
@@ -151,5 +153,7 @@ fn text(bytes: &[u8]) -> String {
 
 /// Whether a record header's beginning could be a tablespace's creation: info and resource manager, at 16 and 17.
 pub(super) fn is_tablespace_create(header: &[u8]) -> bool {
-    header.get(17) == Some(&rmgr::TBLSPC) && header.get(16).is_some_and(|info| info & 0xF0 == 0) && u16_at(header, 16).is_some()
+    header.get(17) == Some(&rmgr::TBLSPC)
+        && header.get(16).is_some_and(|info| info & 0xF0 == 0)
+        && u16_at(header, 16).is_some()
 }

@@ -52,7 +52,13 @@ pub fn magic_of(major: u32) -> Option<u16> {
 }
 
 /// The header of a segment's first page, as the server writes it: for segments whose beginning is not needed and not known.
-pub fn long_header(magic: u16, timeline: u32, start: crate::lsn::Lsn, system_id: u64, segment_size: u32) -> [u8; LONG_HEADER_BYTES] {
+pub fn long_header(
+    magic: u16,
+    timeline: u32,
+    start: crate::lsn::Lsn,
+    system_id: u64,
+    segment_size: u32,
+) -> [u8; LONG_HEADER_BYTES] {
     let mut header = [0; LONG_HEADER_BYTES];
     header[0..2].copy_from_slice(&magic.to_le_bytes());
     header[2..4].copy_from_slice(&2u16.to_le_bytes());

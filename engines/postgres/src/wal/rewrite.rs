@@ -40,7 +40,11 @@ impl Rewriter {
     ///
     /// # Errors
     /// What is no log: see [`Scanner::push`].
-    pub fn push(&mut self, bytes: &[u8], mut each: impl FnMut(&Record<'_>, Option<&Event>)) -> Result<(), WalError> {
+    pub fn push(
+        &mut self,
+        bytes: &[u8],
+        mut each: impl FnMut(&Record<'_>, Option<&Event>),
+    ) -> Result<(), WalError> {
         let Self { scanner, segment_size, patches, tablespaces, .. } = self;
         let settings = &mut self.settings;
         scanner.push(bytes, |record| {
@@ -79,7 +83,9 @@ impl Rewriter {
     pub fn settled(&self) -> Lsn {
         match self.scanner.clean() {
             Some(clean) if clean < self.scanner.at() => match self.scanner.pending() {
-                Some(header) if header.len() >= RECORD_HEADER_BYTES && !is_tablespace_create(header) => self.scanner.at(),
+                Some(header) if header.len() >= RECORD_HEADER_BYTES && !is_tablespace_create(header) => {
+                    self.scanner.at()
+                }
                 Some(_) => clean,
                 None => self.scanner.at(),
             },

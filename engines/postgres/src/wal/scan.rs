@@ -4,7 +4,10 @@
 //! link to the record before, CRC-32C. The first thing that does not fit ends the scan with an error that says where and
 //! what; [`WalError::Zeros`] is how log ends that was padded.
 
-use super::{LONG_HEADER_BYTES, PAGE_BYTES, PAGE_HEADER_BYTES, RECORD_BYTES_KEPT, RECORD_BYTES_MAX, RECORD_HEADER_BYTES};
+use super::{
+    LONG_HEADER_BYTES, PAGE_BYTES, PAGE_HEADER_BYTES, RECORD_BYTES_KEPT, RECORD_BYTES_MAX,
+    RECORD_HEADER_BYTES,
+};
 use super::{rmgr, u16_at, u32_at, u64_at};
 use crate::lsn::{Lsn, Timeline};
 
@@ -12,6 +15,7 @@ const FIRST_IS_CONTRECORD: u16 = 1;
 const LONG_HEADER: u16 = 2;
 const FIRST_IS_OVERWRITE_CONTRECORD: u16 = 8;
 const XLOG_SWITCH: u8 = 0x40;
+const SWITCHED: &str = "switched";
 
 /// Why a scan ended.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -105,7 +109,25 @@ impl Scanner {
             crc: 0,
             previous: None,
             // No server lives so long; arithmetic on places cannot overflow below it.
-            dead: (at.0 > u64::MAX / 2).then_some(WalError::Damaged { at, what: "a place that no server reaches" }),
+            dead: (at.0 > u64::MAX / 2)
+                .then_some(WalError::Damaged { at, what: "a place that no server reaches" }),
+        }
+    }
+
+    /// Begins at `at` with what [`Scanner::carry`] gave there.
+    pub fn resume(at: Lsn, segment_size: u64, carry: &str) -> Self {
+        let mut scanner = Self::new(at, segment_size, carry.parse().ok());
+        if carry == SWITCHED {
+            scanner.state = State::Switched;
+        }
+        scanner
+    }
+
+    /// What a scan that begins at this place must know; empty where nothing is known.
+    pub fn carry(&self) -> String {
+        match self.state {
+            State::Switched => SWITCHED.to_owned(),
+            _ => self.rest().map(|rest| rest.to_string()).unwrap_or_default(),
         }
     }
 
@@ -261,6 +283,11 @@ impl Scanner {
         let magic = u16_at(&header, 0).unwrap_or(0);
         let info = u16_at(&header, 2).unwrap_or(0);
         if magic == 0 && header.iter().all(|byte| *byte == 0) {
+            // Begun behind a segment switch: the log goes on with the next segment, if it goes on.
+            if matches!(self.state, State::Resync) {
+                self.state = State::Switched;
+                return Ok(());
+            }
             return Err(WalError::Zeros(self.clean().unwrap_or(page)));
         }
         if magic != *self.magic.get_or_insert(magic) {
@@ -273,7 +300,9 @@ impl Scanner {
         if (info & LONG_HEADER != 0) != long {
             return damaged("a page header of the wrong kind");
         }
-        if long && (u64::from(field(u32_at(&header, 32))) != self.segment_size || u64::from(field(u32_at(&header, 36))) != PAGE_BYTES)
+        if long
+            && (u64::from(field(u32_at(&header, 32))) != self.segment_size
+                || u64::from(field(u32_at(&header, 36))) != PAGE_BYTES)
         {
             return damaged("a segment or page size that is not the cluster's");
         }
@@ -299,7 +328,8 @@ impl Scanner {
             }
             State::Within => {
                 let left = self.length.saturating_sub(self.taken);
-                if !continued || rest == 0 || (self.taken as usize >= 4 && rest != self.left_by_length(left)) {
+                if !continued || rest == 0 || (self.taken as usize >= 4 && rest != self.left_by_length(left))
+                {
                     return damaged("the record that goes on has another length");
                 }
             }
@@ -362,7 +392,11 @@ impl Scanner {
         }
         let (rmgr, info) = (self.record[17], self.record[16]);
         let switched = rmgr == rmgr::XLOG && info & 0xF0 == XLOG_SWITCH;
-        let end = if switched { Lsn(self.at.segment_start(self.segment_size).0 + self.segment_size) } else { aligned(self.at) };
+        let end = if switched {
+            Lsn(self.at.segment_start(self.segment_size).0 + self.segment_size)
+        } else {
+            aligned(self.at)
+        };
         // A switch record that ends its segment exactly leaves nothing to skip.
         let end = if switched && self.at.0.is_multiple_of(self.segment_size) { self.at } else { end };
         each(&Record {
@@ -392,11 +426,17 @@ mod tests {
     use super::*;
     use crate::wal::testing::Log;
 
-    fn scan(log: &[u8], at: Lsn, piece: usize, rest: Option<u64>) -> (Vec<(Lsn, Lsn, u32)>, Result<(), WalError>) {
+    fn scan(
+        log: &[u8],
+        at: Lsn,
+        piece: usize,
+        rest: Option<u64>,
+    ) -> (Vec<(Lsn, Lsn, u32)>, Result<(), WalError>) {
         let mut scanner = Scanner::new(at, 1 << 20, rest);
         let mut records = Vec::new();
         for bytes in log.chunks(piece) {
-            let outcome = scanner.push(bytes, |record| records.push((record.start, record.end, record.length)));
+            let outcome =
+                scanner.push(bytes, |record| records.push((record.start, record.end, record.length)));
             if outcome.is_err() {
                 return (records, outcome);
             }
@@ -412,7 +452,11 @@ mod tests {
         log.zeros(100);
         for piece in [1, 7, 24, 8192, 100_000, 10_000_000] {
             let (records, outcome) = scan(&log.bytes, Lsn(1 << 20), piece, None);
-            assert_eq!(records.iter().map(|(start, end, _)| (*start, *end)).collect::<Vec<_>>(), places, "{piece}");
+            assert_eq!(
+                records.iter().map(|(start, end, _)| (*start, *end)).collect::<Vec<_>>(),
+                places,
+                "{piece}"
+            );
             assert_eq!(outcome, Err(WalError::Zeros(places.last().unwrap().1)));
         }
     }
@@ -428,13 +472,38 @@ mod tests {
             let (records, outcome) = scan(&log.bytes[at..], Lsn((1 << 20) + at as u64), 5000, rest);
             assert_eq!(outcome, Ok(()));
             let expected: Vec<_> = match rest {
-                Some(_) => places.iter().filter(|(start, _)| start.0 >= (1 << 20) + at as u64).copied().collect(),
+                Some(_) => {
+                    places.iter().filter(|(start, _)| start.0 >= (1 << 20) + at as u64).copied().collect()
+                }
                 None => places[places.len() - records.len()..].to_vec(),
             };
-            assert_eq!(records.iter().map(|(start, end, _)| (*start, *end)).collect::<Vec<_>>(), expected, "{at} {rest:?}");
+            assert_eq!(
+                records.iter().map(|(start, end, _)| (*start, *end)).collect::<Vec<_>>(),
+                expected,
+                "{at} {rest:?}"
+            );
             let end = (at + piece).min(log.bytes.len());
             whole.push(&log.bytes[at..end], |_| {}).unwrap();
             at = end;
+        }
+    }
+
+    #[test]
+    fn a_scan_may_begin_behind_a_switch() {
+        let mut log = Log::new(Lsn(1 << 20), 1 << 20);
+        log.append(10, 0, &[1; 50]);
+        log.switch();
+        log.append(10, 0, &[2; 50]);
+        for at in [300, 8192 * 3, 8192 * 3 + 77, 500_000] {
+            let mut whole = Scanner::new(log.first, 1 << 20, None);
+            whole.push(&log.bytes[..at], |_| {}).unwrap();
+            assert_eq!(whole.carry(), "switched");
+            for carry in ["switched", ""] {
+                let mut records = 0;
+                let mut scanner = Scanner::resume(log.first.plus(at as u64), 1 << 20, carry);
+                scanner.push(&log.bytes[at..], |_| records += 1).unwrap();
+                assert_eq!(records, 1);
+            }
         }
     }
 

@@ -1,0 +1,4 @@
+//! The adapter against real servers of both versions.
+
+mod job;
+mod world;
