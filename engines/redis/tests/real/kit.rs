@@ -568,3 +568,30 @@ pub fn digest(client: &mut Client) -> String {
 pub fn redis_cli() -> PathBuf {
     PathBuf::from("redis-cli")
 }
+
+/// A client of a Redis Cluster: goes where it is sent.
+pub struct ClusterClient {
+    clients: BTreeMap<u16, Client>,
+    first: u16,
+}
+
+impl ClusterClient {
+    pub fn new(ports: &[u16]) -> ClusterClient {
+        ClusterClient { clients: BTreeMap::new(), first: ports[0] }
+    }
+
+    pub fn run(&mut self, words: &[&str]) -> Reply {
+        let mut port = self.first;
+        for _ in 0..5 {
+            let client = self.clients.entry(port).or_insert_with(|| Client::connect(port));
+            match client.try_run(words) {
+                Reply::Error(error) if error.starts_with("MOVED ") => {
+                    port = error.rsplit(':').next().unwrap().parse().unwrap();
+                }
+                Reply::Error(error) => panic!("{words:?}: {error}"),
+                reply => return reply,
+            }
+        }
+        panic!("{words:?} was sent in circles");
+    }
+}
