@@ -33,7 +33,7 @@ pub use folder::Folder;
 pub use memory::Memory;
 pub use probe::Probed;
 pub use retry::{Limits, Store};
-pub use runtime::{spawn_blocking, wait};
+pub use runtime::{spawn, spawn_blocking, wait};
 pub use spec::{Secret, StoreSpec};
 
 /// Makes rustls's *ring* the provider of cryptography for this process, once; every TLS client of Mainstay calls it first.

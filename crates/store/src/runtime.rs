@@ -70,3 +70,8 @@ pub async fn spawn_blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send +
         },
     }
 }
+
+/// Starts a future on the store's runtime, where it goes on whatever becomes of the caller's.
+pub fn spawn<T: Send + 'static>(future: impl Future<Output = T> + Send + 'static) -> tokio::task::JoinHandle<T> {
+    runtime().spawn(future)
+}

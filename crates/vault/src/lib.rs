@@ -6,12 +6,25 @@
 //! by its objects' names alone.
 
 mod cluster;
+mod content;
 mod error;
+mod format;
+mod index;
+mod keys;
 mod lease;
 mod log;
+mod manifest;
+mod names;
+mod packs;
+mod pipeline;
+mod place;
+mod process;
 mod prune;
 mod reader;
 mod record;
+mod sealed;
+mod sources;
+mod surviving;
 mod vault;
 mod verify;
 mod writer;
@@ -19,10 +32,11 @@ mod writer;
 pub use cluster::ClusterVault;
 pub use error::{Error, Result};
 pub use lease::Lease;
-pub use log::{LogBytes, LogContent, LogEntry, LogKind, LogObject, LogWriter, surviving};
+pub use log::{LogBytes, LogContent, LogEntry, LogKind, LogObject, LogWriter};
 pub use prune::{Going, GoingKind, Kept, PrunePlan, Pruned};
 pub use reader::SnapshotReader;
 pub use record::{SnapshotRecord, SnapshotState};
+pub use surviving::surviving;
 pub use vault::{Opened, Vault};
 pub use verify::{Damage, Verified, VerifyOptions};
 pub use writer::SnapshotWriter;

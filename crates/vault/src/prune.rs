@@ -1,7 +1,12 @@
 //! What may go, and its going in two phases.
 
-use mainstay_model::Instant;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use mainstay_model::{Instant, Keep};
 use serde::{Deserialize, Serialize};
+
+use crate::{ClusterVault, Error, Result};
 
 /// What a prune will do: a value, made without touching anything.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -63,4 +68,16 @@ pub struct Pruned {
     pub objects: u64,
     /// Bytes freed.
     pub bytes: u64,
+}
+
+pub(crate) async fn bytes_unique(_cluster: &ClusterVault) -> Result<BTreeMap<String, u64>> {
+    Err(Error::Invalid("pruning is not there yet".into()))
+}
+
+pub(crate) async fn plan(_: &ClusterVault, _: &Keep, _: Duration, _: Instant) -> Result<PrunePlan> {
+    Err(Error::Invalid("pruning is not there yet".into()))
+}
+
+pub(crate) async fn apply(_: &ClusterVault, _: &PrunePlan) -> Result<Pruned> {
+    Err(Error::Invalid("pruning is not there yet".into()))
 }

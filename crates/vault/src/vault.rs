@@ -1,18 +1,27 @@
 //! A vault: opened with this home's keys.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use mainstay_store::Store;
+use mainstay_store::{Kind, Store};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::format::{FORMAT_KEY, Format};
+use crate::keys::{Keys, identity_or_new, parse_recipients};
+use crate::manifest::Manifest;
+use crate::sealed::{seal, unseal};
 use crate::{ClusterVault, Error, Lease, Result, Verified, VerifyOptions};
 
 /// An opened vault. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Vault {
     store: Store,
+    keys: Arc<Keys>,
+    /// Manifests that were read, by key: they never change.
+    pub(crate) manifests: Arc<Mutex<HashMap<String, Arc<Manifest>>>>,
 }
 
 /// A vault that was opened or made.
@@ -22,33 +31,82 @@ pub struct Opened {
     pub vault: Vault,
     /// Whether it was made just now.
     pub created: bool,
-    /// The file of an identity that was made just now, since no recipients were given. Without a copy of it elsewhere, all backups are lost with
-    /// this machine: say so loudly.
+    /// The file of an identity that was made just now, since no recipients were given. Without a copy of it elsewhere, all
+    /// backups are lost with this machine: say so loudly.
     pub made_identity: Option<PathBuf>,
 }
 
-fn not_yet<T>() -> Result<T> {
-    Err(Error::Invalid("the vault is not there yet".into()))
-}
-
 impl Vault {
-    /// Makes a vault, encrypted to `recipients` (`age1…`). Where none are given, to the identity in `key_dir/identity.txt`, which is made if there is
-    /// none. The store is probed first.
+    fn with(store: Store, keys: Keys) -> Self {
+        Self { store, keys: Arc::new(keys), manifests: Arc::default() }
+    }
+
+    /// Makes a vault, encrypted to `recipients` (`age1…`). Where none are given, to the identity in `key_dir/identity.txt`, which
+    /// is made if there is none. The store is probed first.
     ///
     /// # Errors
     /// `VaultExists`; a store's `Unfit`; `Invalid` for text that is no recipient.
     pub async fn create(store: Store, recipients: &[String], key_dir: &Path) -> Result<Opened> {
-        let _ = (store, recipients, key_dir);
-        not_yet()
+        if Self::format(&store).await?.is_some() {
+            return Err(Error::VaultExists { store: store.name() });
+        }
+        if !recipients.is_empty() {
+            parse_recipients(recipients)?;
+        }
+        store.probe().await?;
+        let (recipients, made_identity) = match recipients {
+            [] => {
+                let (own, made) = identity_or_new(key_dir)?;
+                (vec![own], made)
+            }
+            given => (given.iter().map(|r| r.trim().to_owned()).collect(), None),
+        };
+        let keys = Keys::generate(key_dir, &recipients)?;
+        // Kept here before anybody can see the vault: no vault without its keys.
+        keys.save()?;
+        let wrapped = keys.wrapped()?;
+        let name = format!("keys/{}.age", keys.vault);
+        let format = Format::new(&keys, name.clone(), &wrapped);
+        store.put(&name, wrapped).await?;
+        match store.create(FORMAT_KEY, format.bytes()).await {
+            Ok(()) => {}
+            Err(error) if error.kind == Kind::Exists => {
+                store.delete(&name).await?;
+                return Err(Error::VaultExists { store: store.name() });
+            }
+            Err(error) => return Err(error.into()),
+        }
+        let vault = Self::with(store, keys);
+        Ok(Opened { vault, created: true, made_identity })
     }
 
-    /// Opens a vault with the keys in `key_dir`: `<vault id>/host.key`, or what `identity.txt` unwraps. Writes nothing to the store.
+    /// Opens a vault with the keys in `key_dir`: `<vault id>/host.key`, or what `identity.txt` unwraps. Writes nothing to the
+    /// store.
     ///
     /// # Errors
     /// `NoVault`, `NoKeys`, `WrongKey`, `Version`, `Damaged`.
     pub async fn open(store: Store, key_dir: &Path) -> Result<Self> {
-        let _ = (store, key_dir);
-        not_yet()
+        let Some(format) = Self::format(&store).await? else {
+            return Err(Error::NoVault { store: store.name() });
+        };
+        let wrong = || Error::WrongKey { vault: format.id.clone(), home: key_dir.display().to_string() };
+        if let Some(keys) = Keys::load(&format.id, key_dir)? {
+            return if format.is_of(&keys) { Ok(Self::with(store, keys)) } else { Err(wrong()) };
+        }
+        let name = &format.keys.name;
+        let wrapped = store.get(name).await.map_err(|error| match error.kind {
+            Kind::NotFound => Error::damaged(name, "it is missing"),
+            _ => error.into(),
+        })?;
+        if blake3::hash(&wrapped).to_hex().as_str() != format.keys.hash {
+            return Err(Error::damaged(name, "its hash is not what format.json says"));
+        }
+        let keys = Keys::unwrap(&format.id, &wrapped, key_dir)?;
+        if !format.is_of(&keys) {
+            return Err(wrong());
+        }
+        keys.save()?;
+        Ok(Self::with(store, keys))
     }
 
     /// Opens a vault, or makes it where there is none.
@@ -56,13 +114,43 @@ impl Vault {
     /// # Errors
     /// As [`Self::open`] and [`Self::create`]; `Invalid` when it is encrypted to other recipients than those given.
     pub async fn open_or_create(store: Store, recipients: &[String], key_dir: &Path) -> Result<Opened> {
-        let _ = (store, recipients, key_dir);
-        not_yet()
+        match Self::open(store.clone(), key_dir).await {
+            Err(Error::NoVault { .. }) => {}
+            opened => return Self::opened(opened?, recipients),
+        }
+        match Self::create(store.clone(), recipients, key_dir).await {
+            // Somebody else was faster.
+            Err(Error::VaultExists { .. }) => Self::opened(Self::open(store, key_dir).await?, recipients),
+            created => created,
+        }
+    }
+
+    fn opened(vault: Self, recipients: &[String]) -> Result<Opened> {
+        let mut asked: Vec<_> = recipients.iter().map(|r| r.trim().to_owned()).collect();
+        let mut has = vault.keys.recipients.clone();
+        asked.sort();
+        has.sort();
+        if !asked.is_empty() && asked != has {
+            return Err(Error::Invalid(format!(
+                "the vault in {} is encrypted to {}, not to the recipients that the fleet file names",
+                vault.store.name(),
+                has.join(", ")
+            )));
+        }
+        Ok(Opened { vault, created: false, made_identity: None })
+    }
+
+    async fn format(store: &Store) -> Result<Option<Format>> {
+        match store.get(FORMAT_KEY).await {
+            Ok(bytes) => Format::parse(&bytes).map(Some),
+            Err(error) if error.kind == Kind::NotFound => Ok(None),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Its id: 16 hexadecimal digits.
     pub fn id(&self) -> &str {
-        ""
+        &self.keys.vault
     }
 
     /// Where it is.
@@ -70,14 +158,18 @@ impl Vault {
         &self.store
     }
 
+    pub(crate) fn keys(&self) -> &Arc<Keys> {
+        &self.keys
+    }
+
     /// To whom it is encrypted.
     pub fn recipients(&self) -> &[String] {
-        &[]
+        &self.keys.recipients
     }
 
     /// Whether this home holds an identity, so that it can restore.
     pub fn can_restore(&self) -> bool {
-        false
+        self.keys.has_identity()
     }
 
     /// An error unless [`Self::can_restore`].
@@ -85,7 +177,7 @@ impl Vault {
     /// # Errors
     /// `NoIdentity`.
     pub fn require_identity(&self) -> Result<()> {
-        not_yet()
+        self.keys.require_identity()
     }
 
     /// The backups of one cluster of one environment of one fleet, whether there are any or not.
@@ -98,19 +190,26 @@ impl Vault {
     /// # Errors
     /// The store's.
     pub async fn clusters(&self) -> Result<Vec<(String, String, String)>> {
-        not_yet()
+        let mut clusters = Vec::new();
+        for fleet in self.store.list_level("c").await?.folders {
+            for environment in self.store.list_level(&format!("c/{fleet}")).await?.folders {
+                for cluster in self.store.list_level(&format!("c/{fleet}/{environment}")).await?.folders {
+                    clusters.push((fleet.clone(), environment.clone(), cluster));
+                }
+            }
+        }
+        Ok(clusters)
     }
 
-    /// Takes a lease, or says who holds it. Where a holder may be dead, waits at most `ttl` to find out; one of this machine that is
-    /// dead is told at once. The lease beats by itself.
+    /// Takes a lease, or says who holds it. Where a holder may be dead, waits at most `ttl` to find out; one of this machine that
+    /// is dead is told at once. The lease beats by itself.
     ///
-    /// `name`: `[a-z0-9._-]`; `holder` is for people.
+    /// `name`: `[A-Za-z0-9._-]`; `holder` is for people.
     ///
     /// # Errors
     /// `Held` by one that is alive; the store's.
     pub async fn lease(&self, name: &str, holder: &str, ttl: Duration) -> Result<Lease> {
-        let _ = (name, holder, ttl);
-        not_yet()
+        Lease::take(self.clone(), name, holder, ttl, 0).await
     }
 
     /// Stores a fleet point, signed with the vault's key and encrypted. Once: a point of that id must not exist.
@@ -125,8 +224,7 @@ impl Vault {
         id: &str,
         point: &T,
     ) -> Result<()> {
-        let _ = (fleet, environment, group, id, point);
-        not_yet()
+        self.create_small(&format!("points/{fleet}/{environment}/{group}/{id}"), "point", point).await
     }
 
     /// The ids of all points of a group, ordered.
@@ -134,8 +232,9 @@ impl Vault {
     /// # Errors
     /// The store's.
     pub async fn point_ids(&self, fleet: &str, environment: &str, group: &str) -> Result<Vec<String>> {
-        let _ = (fleet, environment, group);
-        not_yet()
+        let prefix = format!("points/{fleet}/{environment}/{group}");
+        let objects = self.store.list_level(&prefix).await?.objects;
+        Ok(objects.iter().map(|object| object.key[prefix.len() + 1..].to_owned()).collect())
     }
 
     /// One point.
@@ -149,8 +248,11 @@ impl Vault {
         group: &str,
         id: &str,
     ) -> Result<T> {
-        let _ = (fleet, environment, group, id);
-        not_yet()
+        let key = format!("points/{fleet}/{environment}/{group}/{id}");
+        self.get_small(&key, "point").await.map_err(|error| match error.is_missing() {
+            true => Error::NotFound(format!("point {id} of {group}")),
+            false => error,
+        })
     }
 
     /// All points of a group, ordered by id.
@@ -163,8 +265,7 @@ impl Vault {
         environment: &str,
         group: &str,
     ) -> Result<Vec<(String, T)>> {
-        let _ = (fleet, environment, group);
-        not_yet()
+        self.all_small(&format!("points/{fleet}/{environment}/{group}"), "point").await
     }
 
     /// Deletes a point (retention is the caller's to decide).
@@ -172,8 +273,7 @@ impl Vault {
     /// # Errors
     /// The store's.
     pub async fn delete_point(&self, fleet: &str, environment: &str, group: &str, id: &str) -> Result<()> {
-        let _ = (fleet, environment, group, id);
-        not_yet()
+        Ok(self.store.delete(&format!("points/{fleet}/{environment}/{group}/{id}")).await?)
     }
 
     /// Stores the record of a proof of `subject` (a cluster or a group).
@@ -188,8 +288,7 @@ impl Vault {
         id: &str,
         proof: &T,
     ) -> Result<()> {
-        let _ = (fleet, environment, subject, id, proof);
-        not_yet()
+        self.create_small(&format!("proofs/{fleet}/{environment}/{subject}/{id}"), "proof", proof).await
     }
 
     /// All proofs of `subject`, ordered by id.
@@ -202,8 +301,7 @@ impl Vault {
         environment: &str,
         subject: &str,
     ) -> Result<Vec<(String, T)>> {
-        let _ = (fleet, environment, subject);
-        not_yet()
+        self.all_small(&format!("proofs/{fleet}/{environment}/{subject}"), "proof").await
     }
 
     /// Verifies the whole vault, or one snapshot of it.
@@ -211,7 +309,36 @@ impl Vault {
     /// # Errors
     /// The store's, when it does not answer. What is damaged is no error but in the result.
     pub async fn verify(&self, options: &VerifyOptions) -> Result<Verified> {
-        let _ = options;
-        not_yet()
+        crate::verify::vault(self, options).await
+    }
+
+    /// Writes a small secret object where there is none.
+    pub(crate) async fn create_small<T: Serialize>(&self, key: &str, kind: &str, value: &T) -> Result<()> {
+        let bytes = seal(&self.keys, key, kind, true, value)?;
+        Ok(self.store.create(key, bytes).await?)
+    }
+
+    /// Reads a small object.
+    pub(crate) async fn get_small<T: DeserializeOwned>(&self, key: &str, kind: &str) -> Result<T> {
+        let bytes = self.store.get(key).await?;
+        unseal(&self.keys, key, kind, &bytes)
+    }
+
+    /// Reads all small objects directly below `prefix`, with the last parts of their keys.
+    pub(crate) async fn all_small<T: DeserializeOwned>(
+        &self,
+        prefix: &str,
+        kind: &str,
+    ) -> Result<Vec<(String, T)>> {
+        let mut values = Vec::new();
+        for object in self.store.list_level(prefix).await?.objects {
+            match self.get_small(&object.key, kind).await {
+                Ok(value) => values.push((object.key[prefix.len() + 1..].to_owned(), value)),
+                // Deleted since it was listed.
+                Err(error) if error.is_missing() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(values)
     }
 }

@@ -1,0 +1,309 @@
+//! Many files of a snapshot onto a disk, pack by pack.
+//!
+//! A pack is fetched and decrypted once for all that is wanted of it, by several threads; pieces are checked against their hashes and
+//! written where they belong, and what is zeros stays a hole. Only so much of the index is in memory at once.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::{self, File, OpenOptions};
+use std::io::ErrorKind;
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use mainstay_engine::{self as engine, FileKind, Progress, RunAs};
+
+use crate::index::{Extent, Run, ZEROS};
+use crate::reader::{SnapshotReader, decompressor};
+use crate::{Error, Result};
+
+/// Threads at most; each holds one pack twice.
+const JOBS_MAX: usize = 4;
+/// The index of so much is in memory at once.
+const BATCH_PIECES_MAX: usize = 512 << 10;
+const BATCH_EXTENTS_MAX: usize = 256 << 10;
+/// Files that are kept open.
+const OPEN_FILES_MAX: usize = 128;
+/// From so many files on, the whole filesystem is synced rather than each of them.
+const SYNC_ALL_FROM: usize = 32;
+
+/// A regular file that is being placed.
+struct Target {
+    path: String,
+    disk: PathBuf,
+    mode: u32,
+}
+
+/// Some bytes of a file, from a pack.
+struct Want {
+    target: usize,
+    run: Arc<Run>,
+    /// The first piece in it.
+    piece: usize,
+    extent: Extent,
+}
+
+pub(crate) fn place(
+    reader: &SnapshotReader,
+    files: &[(String, PathBuf)],
+    owner: Option<RunAs>,
+    jobs: usize,
+    progress: &dyn Progress,
+) -> engine::Result<u64> {
+    reader.vault.require_identity()?;
+    let mut folders = Vec::new();
+    let mut targets = Vec::new();
+    let mut bytes = 0;
+    for (path, disk) in files {
+        let (spec, size, _) = reader.file(path)?;
+        match &spec.kind {
+            FileKind::Directory => {
+                make_folders(disk, owner)?;
+                folders.push((disk.as_path(), spec.mode));
+            }
+            FileKind::Symlink { target } => {
+                make_folders(parent(disk), owner)?;
+                std::os::unix::fs::symlink(target, disk).map_err(|e| io("make link", disk, e))?;
+                own(disk, owner)?;
+            }
+            FileKind::Regular => {
+                make_folders(parent(disk), owner)?;
+                let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(disk);
+                let file = file.map_err(|e| io("create", disk, e))?;
+                file.set_len(size).map_err(|e| io("size", disk, e))?;
+                targets.push(Target { path: path.clone(), disk: disk.clone(), mode: spec.mode });
+                bytes += size;
+            }
+        }
+    }
+    let placing = Placing { reader, targets: &targets, open: Mutex::default(), progress };
+    placing.all(jobs.clamp(1, JOBS_MAX))?;
+    for target in &targets {
+        set_mode(&target.disk, target.mode)?;
+        own(&target.disk, owner)?;
+    }
+    // Folders last: one that may not be written to would have kept us from filling it.
+    for (folder, mode) in folders.iter().rev() {
+        set_mode(folder, *mode)?;
+        own(folder, owner)?;
+    }
+    let disks: Vec<_> = files.iter().map(|(_, disk)| disk.as_path()).collect();
+    sync(&disks)?;
+    Ok(bytes)
+}
+
+struct Placing<'a> {
+    reader: &'a SnapshotReader,
+    targets: &'a [Target],
+    open: Mutex<HashMap<usize, Arc<File>>>,
+    progress: &'a dyn Progress,
+}
+
+impl Placing<'_> {
+    fn all(&self, jobs: usize) -> engine::Result<()> {
+        let (mut wants, mut pieces, mut extents) = (BTreeMap::new(), 0, 0);
+        for (n, target) in self.targets.iter().enumerate() {
+            let (_, size, runs) = self.reader.file(&target.path)?;
+            let mut at = 0;
+            for found in runs {
+                let run = Arc::new(self.reader.index.run_blocking(found)?);
+                if run.at != at {
+                    return Err(self.leaves_out(&target.path).into());
+                }
+                at += run.length();
+                pieces += run.hashes.len();
+                extents += run.extents.len();
+                self.want(n, &run, &mut wants)?;
+                if pieces >= BATCH_PIECES_MAX || extents >= BATCH_EXTENTS_MAX {
+                    self.batch(std::mem::take(&mut wants), jobs)?;
+                    (pieces, extents) = (0, 0);
+                }
+            }
+            if at != size {
+                return Err(self.leaves_out(&target.path).into());
+            }
+        }
+        self.batch(wants, jobs)
+    }
+
+    fn leaves_out(&self, path: &str) -> Error {
+        self.reader.damaged(&format!("its index leaves out a part of {path}"))
+    }
+
+    /// Adds what a run needs of each pack. Every piece must lie in one extent, or be zeros.
+    fn want(&self, target: usize, run: &Arc<Run>, wants: &mut BTreeMap<u64, Vec<Want>>) -> Result<()> {
+        let mut extents = run.extents.iter().peekable();
+        let mut zeros = 0;
+        // How far the extent that was taken last reaches.
+        let mut covered = run.at;
+        for (piece, (at, length, hash)) in run.pieces().enumerate() {
+            if at < covered {
+                if at + length > covered {
+                    return Err(self.leaves_out(&run.path));
+                }
+                continue;
+            }
+            match extents.next_if(|extent| extent.at == at && extent.length >= length) {
+                Some(extent) => {
+                    covered = at + extent.length;
+                    wants.entry(extent.pack).or_default().push(Want {
+                        target,
+                        run: Arc::clone(run),
+                        piece,
+                        extent: *extent,
+                    });
+                }
+                None if *hash == ZEROS => zeros += length,
+                None => return Err(self.leaves_out(&run.path)),
+            }
+        }
+        self.progress.advance(zeros);
+        Ok(())
+    }
+
+    fn batch(&self, wants: BTreeMap<u64, Vec<Want>>, jobs: usize) -> engine::Result<()> {
+        let mut packs: Vec<_> = wants.into_iter().collect();
+        for (_, wants) in &mut packs {
+            wants.sort_unstable_by_key(|want| (want.extent.offset, want.target, want.extent.at));
+        }
+        let (next, stop, failure) = (AtomicUsize::new(0), AtomicBool::new(false), Mutex::new(None));
+        std::thread::scope(|scope| {
+            for _ in 0..jobs.min(packs.len()) {
+                scope.spawn(|| {
+                    while let Some((pack, wants)) = packs.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        if stop.load(Ordering::Relaxed) {
+                            return;
+                        }
+                        if let Err(error) = self.pack(*pack, wants) {
+                            stop.store(true, Ordering::Relaxed);
+                            failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+                        }
+                    }
+                });
+            }
+        });
+        failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+    }
+
+    fn pack(&self, n: u64, wants: &[Want]) -> engine::Result<()> {
+        let mut wanted = 0;
+        for want in wants.chunk_by(|a, b| a.extent.offset == b.extent.offset) {
+            wanted += want[0].extent.packed;
+        }
+        let mut pack = self.reader.pack(n, wanted)?;
+        let (mut slot, mut packed, mut frame) = (None, Vec::new(), Vec::new());
+        for wants in wants.chunk_by(|a, b| a.extent.offset == b.extent.offset) {
+            self.progress.check()?;
+            pack.frame(&wants[0].extent, decompressor(&mut slot)?, &mut packed, &mut frame)?;
+            for want in wants {
+                self.write(want, &frame)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&self, want: &Want, frame: &[u8]) -> engine::Result<()> {
+        let Want { target, run, piece, extent } = want;
+        let target_path = &self.targets[*target];
+        let damaged = |reason: String| {
+            let info = &self.reader.index.packs[&extent.pack];
+            Error::damaged(crate::index::pack_key(&self.reader.prefix, &info.id), reason)
+        };
+        let start = usize::try_from(extent.skip).unwrap_or(usize::MAX);
+        let end = start.saturating_add(usize::try_from(extent.length).unwrap_or(usize::MAX));
+        let bytes = frame
+            .get(start..end)
+            .ok_or_else(|| damaged("a frame of it is shorter than its index says".into()))?;
+        let (mut rest, mut n) = (bytes, *piece);
+        while !rest.is_empty() {
+            let length = usize::try_from(run.piece_length(n)).unwrap_or(0);
+            let (one, others) = rest
+                .split_at_checked(length)
+                .filter(|_| length > 0)
+                .ok_or_else(|| self.leaves_out(&run.path))?;
+            if run.hashes.get(n) != Some(&self.reader.vault.keys().piece_hash(one)) {
+                return Err(damaged(format!("its bytes are not those of {}", target_path.path)).into());
+            }
+            (rest, n) = (others, n + 1);
+        }
+        let file = self.file(*target)?;
+        file.write_all_at(bytes, extent.at).map_err(|e| io("write", &target_path.disk, e))?;
+        self.progress.advance(extent.length);
+        Ok(())
+    }
+
+    fn file(&self, target: usize) -> engine::Result<Arc<File>> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(file) = open.get(&target) {
+            return Ok(Arc::clone(file));
+        }
+        let disk = &self.targets[target].disk;
+        let file = Arc::new(OpenOptions::new().write(true).open(disk).map_err(|e| io("open", disk, e))?);
+        if open.len() >= OPEN_FILES_MAX {
+            open.clear();
+        }
+        open.insert(target, Arc::clone(&file));
+        Ok(file)
+    }
+}
+
+fn io(verb: &str, path: &Path, error: std::io::Error) -> engine::Error {
+    engine::Error::io(format!("{verb} {}", path.display()), error)
+}
+
+fn parent(path: &Path) -> &Path {
+    path.parent().unwrap_or(Path::new("/"))
+}
+
+/// Makes a folder and those above it; what is made belongs to `owner`.
+fn make_folders(path: &Path, owner: Option<RunAs>) -> engine::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    if let Some(above) = path.parent() {
+        make_folders(above, owner)?;
+    }
+    match fs::DirBuilder::new().mode(0o700).create(path) {
+        Ok(()) => own(path, owner),
+        Err(e) if e.kind() == ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        Err(e) => Err(io("make folder", path, e)),
+    }
+}
+
+fn own(path: &Path, owner: Option<RunAs>) -> engine::Result<()> {
+    let Some(RunAs { uid, gid }) = owner else { return Ok(()) };
+    std::os::unix::fs::lchown(path, Some(uid), Some(gid)).map_err(|e| io("give away", path, e))
+}
+
+fn set_mode(path: &Path, mode: u32) -> engine::Result<()> {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode & 0o7777))
+        .map_err(|e| io("set mode of", path, e))
+}
+
+/// Makes all of it durable.
+fn sync(disks: &[&Path]) -> engine::Result<()> {
+    if disks.len() >= SYNC_ALL_FROM {
+        let mut done = BTreeSet::new();
+        for disk in disks {
+            let folder = parent(disk);
+            let device = fs::metadata(folder).map_err(|e| io("look at", folder, e))?.dev();
+            if done.insert(device) {
+                let file = File::open(folder).map_err(|e| io("open", folder, e))?;
+                nix::unistd::syncfs(&file).map_err(|e| io("sync the filesystem of", folder, e.into()))?;
+            }
+        }
+        return Ok(());
+    }
+    let mut folders = BTreeSet::new();
+    for disk in disks {
+        let metadata = fs::symlink_metadata(disk).map_err(|e| io("look at", disk, e))?;
+        if !metadata.is_symlink() {
+            File::open(disk).and_then(|file| file.sync_all()).map_err(|e| io("sync", disk, e))?;
+        }
+        folders.insert(parent(disk));
+    }
+    for folder in folders {
+        File::open(folder).and_then(|file| file.sync_all()).map_err(|e| io("sync", folder, e))?;
+    }
+    Ok(())
+}
