@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant as Monotonic};
 
 use async_trait::async_trait;
+use futures::FutureExt;
 use futures::stream::{self, StreamExt, TryStreamExt};
 use mainstay_engine::{self as engine, Progress, Role, Severity, Ttl};
 use mainstay_model::{Instant, Objective, Position};
@@ -309,7 +310,10 @@ async fn drive(
             work.step(step, ready, &sites[&ready.plan.cluster]).await?;
         }
     }
-    let restores = planned.ready.iter().map(|ready| work.restore(ready, &sites[&ready.plan.cluster]));
+    let mut restores = Vec::new();
+    for ready in &planned.ready {
+        restores.push(work.restore(ready, &sites[&ready.plan.cluster]).boxed());
+    }
     let told: Vec<Told> = stream::iter(restores).buffered(2).try_collect().await?;
     for step in [Step::Start, Step::Verify] {
         for ready in &planned.ready {

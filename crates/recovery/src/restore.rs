@@ -9,6 +9,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant as Monotonic};
 
+use futures::FutureExt;
 use futures::stream::{self, StreamExt, TryStreamExt};
 use mainstay_engine::{self as engine, Host, Layout, Progress, RestoreJob, Ttl};
 use mainstay_model::{Instant, Objective, Position};
@@ -106,7 +107,10 @@ pub async fn restore(
         };
         pairs.push((ready, site));
     }
-    let runs = pairs.iter().map(|(ready, site)| one(ready, site, options));
+    let mut runs = Vec::new();
+    for (ready, site) in &pairs {
+        runs.push(one(ready, site, options).boxed());
+    }
     let done: Result<Vec<RestoredCluster>> = stream::iter(runs).buffered(AT_ONCE).try_collect().await;
     let clusters = match done {
         Ok(clusters) => clusters,

@@ -1,11 +1,13 @@
 //! `recover window`: what a cluster can be restored to, from the vault's objects alone, and what would be lost now.
 
-use mainstay_model::Instant;
+use mainstay_model::{Instant, Lane};
 use serde::Serialize;
 
 use crate::Protected;
 use crate::catalogue::Catalogue;
 use crate::error::Result;
+use crate::follow::spooled_to;
+use crate::plan::blocking;
 
 /// What a cluster can be restored to.
 #[derive(Clone, Debug, Serialize)]
@@ -48,12 +50,21 @@ pub struct HoleRow {
     pub reason: String,
 }
 
-/// The window of a cluster. `spooled_to` is up to when its log is durable on this machine, if it is followed here.
+/// The window of a cluster, and what the spool of this machine has beyond it.
 ///
 /// # Errors
 /// The store's.
-pub async fn window(of: &Protected, spooled_to: Option<Instant>) -> Result<ClusterWindow> {
+pub async fn window(of: &Protected) -> Result<ClusterWindow> {
     let catalogue = Catalogue::load(&of.vault).await?;
+    let newest = catalogue.past.lives.iter().rev().find_map(|life| Some((life, life.snapshots.last()?)));
+    let spooled_to = match newest {
+        None => None,
+        Some((life, copy)) => {
+            let lanes: Vec<Lane> = copy.position.0.keys().cloned().collect();
+            let (of, incarnation) = (of.clone(), life.incarnation.clone());
+            blocking(move || spooled_to(&of, &incarnation, &lanes)).await?
+        }
+    };
     Ok(describe(of.cluster.name.as_str(), &catalogue, spooled_to, Instant::now()))
 }
 
