@@ -94,3 +94,9 @@ impl From<mainstay_recovery::Error> for Failure {
         Self::of(error.code(), &error, hint)
     }
 }
+
+impl From<mainstay_state::Error> for Failure {
+    fn from(error: mainstay_state::Error) -> Self {
+        Self::of(error.code(), &error, error.hint())
+    }
+}

@@ -8,10 +8,10 @@ pub mod demo;
 mod args;
 mod commands;
 mod failure;
-mod hosts;
 mod printer;
 mod progress;
 mod render;
+mod sandboxes;
 mod session;
 
 use std::process::ExitCode;

@@ -1,6 +1,8 @@
 //! What a command works with: the fleet, this machine's home, vaults and clusters, each opened when it is first needed.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use mainstay_engine::{Access, Engine, Layout, NodeAccess};
 use mainstay_fleet::resolve;
@@ -10,6 +12,7 @@ use mainstay_runtime::{Environment, Home};
 use mainstay_state::State;
 use mainstay_store::{Store, StoreSpec};
 use mainstay_vault::Vault;
+use tokio::sync::Mutex;
 
 use crate::commands::{Cx, check};
 use crate::failure::{Failure, Result};
@@ -20,7 +23,11 @@ pub struct Session<'a> {
     pub fleet: Fleet,
     pub home: Home,
     pub environment: Environment,
+    vaults: Vaults,
 }
+
+/// Vaults that were opened, by name.
+pub type Vaults = Arc<Mutex<BTreeMap<String, Vault>>>;
 
 /// Whether a vault that is not there is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,10 +40,18 @@ pub enum Missing {
 
 impl<'a> Session<'a> {
     pub fn open(cx: &'a Cx) -> Result<Self> {
-        let fleet = check::load(cx)?;
-        let home = home(cx)?;
+        Self::with(cx, check::load(cx)?, home(cx)?, Vaults::default())
+    }
+
+    /// Of what was read and opened before.
+    pub fn with(cx: &'a Cx, fleet: Fleet, home: Home, vaults: Vaults) -> Result<Self> {
         let environment = Environment::open(&home, &fleet)?;
-        Ok(Self { cx, fleet, home, environment })
+        Ok(Self { cx, fleet, home, environment, vaults })
+    }
+
+    /// The vaults that were opened, to be kept open for longer than this session.
+    pub fn vaults(&self) -> Vaults {
+        Arc::clone(&self.vaults)
     }
 
     pub fn state(&self) -> Result<State> {
@@ -127,8 +142,18 @@ impl<'a> Session<'a> {
         Ok(access)
     }
 
-    /// Opens one of the fleet's vaults.
+    /// One of the fleet's vaults; opened once.
     pub async fn vault(&self, name: &str, spec: &VaultSpec, missing: Missing) -> Result<Vault> {
+        let mut vaults = self.vaults.lock().await;
+        if let Some(vault) = vaults.get(name) {
+            return Ok(vault.clone());
+        }
+        let vault = self.open_vault(name, spec, missing).await?;
+        vaults.insert(name.to_owned(), vault.clone());
+        Ok(vault)
+    }
+
+    async fn open_vault(&self, name: &str, spec: &VaultSpec, missing: Missing) -> Result<Vault> {
         let key = |r: &Option<SecretRef>| r.as_ref().map(|r| self.secret(r)).transpose();
         let hidden = |s: mainstay_engine::Secret| mainstay_store::Secret(s.expose().to_owned());
         let store = Store::open(&StoreSpec {

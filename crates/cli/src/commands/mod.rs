@@ -28,6 +28,7 @@ use crate::printer::Printer;
 use crate::progress::Bar;
 
 /// What every command is given.
+#[derive(Clone)]
 pub struct Cx {
     pub engines: Engines,
     pub global: Global,

@@ -1,6 +1,7 @@
 //! `mainstay recover run`: into a sandbox of this machine, or into the environment itself.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Instant as Monotonic;
 
 use mainstay_api as api;
@@ -12,10 +13,10 @@ use mainstay_runtime::{Sandbox, SandboxCluster};
 
 use super::{Cx, operation, plan as planning, target};
 use crate::args::{RecoverRunArgs, TtlArg};
-use crate::commands::backup::holder;
 use crate::failure::{Failure, Result};
-use crate::hosts::Hosts;
+use crate::progress::Bar;
 use crate::render::position;
+use crate::sandboxes::sites;
 use crate::session::{Missing, Session};
 
 pub async fn run(cx: &Cx, args: &RecoverRunArgs) -> Result {
@@ -51,13 +52,12 @@ pub async fn into_sandbox(
     ttl: Ttl,
     jobs: usize,
     began: Monotonic,
-    bar: std::sync::Arc<crate::progress::Bar>,
+    bar: Arc<Bar>,
 ) -> Result<(Sandbox, Restored)> {
     let (fleet, environment) = (session.fleet.name.as_str(), session.fleet.environment.name.as_str());
     let wanted: Vec<_> = planned.ready.iter().map(|r| SandboxCluster { cluster: &r.of.cluster, version: Some(&r.record.taken.version) }).collect();
     let sandbox = Sandbox::create(&session.home, fleet, environment, purpose, &wanted, session.cx.engines).await?;
-    let layouts: BTreeMap<_, _> = sandbox.layouts()?.into_iter().map(|l| (l.cluster.name.to_string(), l)).collect();
-    let hosts = Hosts::new(layouts.values(), |l| sandbox.host(&l.cluster.name));
+    let sites = sites(&sandbox)?;
     let options = RunOptions {
         sandbox: sandbox.id().to_owned(),
         ttl,
@@ -68,7 +68,7 @@ pub async fn into_sandbox(
         progress: bar,
     };
     let done = tokio::select! {
-        done = restore(planned, &layouts, &hosts, &options) => done.map_err(Failure::from),
+        done = restore(planned, &sites, &options) => done.map_err(Failure::from),
         () = session.cx.stopped() => Err(Failure::failed("cancelled", "stopped on request", "run it again")),
     };
     match done {
@@ -130,11 +130,6 @@ pub fn text(restored: &api::Restored) -> String {
         }
     }
     text
-}
-
-/// The name under which restores take leases.
-pub fn who() -> String {
-    holder()
 }
 
 /// The plan, shown before it is run in place.

@@ -1,6 +1,7 @@
 //! `mainstay recover window`: what can be had, from the vault alone.
 
 use mainstay_api::{Hole, Rpo, Window};
+use mainstay_model::Instant;
 use mainstay_recovery::window::{ClusterWindow, window};
 
 use super::Cx;
@@ -14,14 +15,14 @@ pub async fn run(cx: &Cx, args: &ClustersArgs) -> Result {
     let mut windows = Vec::new();
     for cluster in session.backed_up(session.select(&args.clusters)?) {
         let of = session.protected(cluster, Missing::Fail).await?;
-        let found = window(&of, mainstay_recovery::follow::spooled_to(&of)).await?;
+        let found = window(&of).await?;
         for damaged in &found.damaged {
             cx.printer.say(format!("{damaged} cannot be read and was left out: see `mainstay backup verify`"));
         }
         windows.push(row(found));
     }
     cx.printer.result(&windows, |windows| {
-        let at = |at: Option<mainstay_model::Instant>| at.map_or_else(|| "nothing yet".to_owned(), |at| at.to_string());
+        let at = |at: Option<Instant>| at.map_or_else(|| "nothing yet".to_owned(), |at| at.to_string());
         let seconds = |s: Option<f64>| s.map_or_else(|| "-".to_owned(), |s| format!("{s:.1} s"));
         let line = |w: &Window| {
             vec![w.cluster.clone(), at(w.from), at(w.to), seconds(w.rpo.spool_seconds), seconds(w.rpo.vault_seconds), w.holes.len().to_string()]

@@ -1,0 +1,63 @@
+//! What to restore to, from the command line.
+
+use mainstay_model::Instant;
+use mainstay_recovery::Protected;
+use mainstay_recovery::plan::Target;
+use mainstay_recovery::point::{FleetPoint, points};
+
+use crate::args::TargetArgs;
+use crate::failure::{Failure, Result};
+use crate::render::read_position;
+use crate::session::Session;
+
+/// Reads a target. `what` is the group or the cluster that was named, `members` what it stands for.
+pub async fn read(session: &Session<'_>, what: &str, members: &[Protected], args: &TargetArgs) -> Result<Target> {
+    if let Some(at) = &args.at {
+        let at: Instant = at.parse().map_err(|e| Failure { exit: 2, ..Failure::of("bad-time", &e, Some("write it as 2026-01-31T03:04:05Z".to_owned())) })?;
+        return Ok(Target::At(at));
+    }
+    if let Some(id) = &args.point {
+        return Ok(Target::Point(point(session, what, members, id).await?.target()));
+    }
+    if let Some(name) = &args.name {
+        return Ok(Target::Name(name.clone()));
+    }
+    let Some(text) = &args.position else { return Ok(Target::Latest) };
+    let [of] = members else {
+        return Err(Failure::usage("usage", "a position is of one cluster, not of a group", "name the cluster, or give --at or --point"));
+    };
+    let mut lanes = Vec::new();
+    for incarnation in of.vault.incarnations().await? {
+        lanes.extend(of.vault.lanes(&incarnation).await?);
+    }
+    lanes.sort();
+    lanes.dedup();
+    let only = if let [only] = lanes.as_slice() { Some(only) } else { None };
+    Ok(Target::Position(read_position(of.engine, text, only)?))
+}
+
+/// Finds a fleet point: of the group that was named, or of any group that the cluster is in.
+async fn point(session: &Session<'_>, what: &str, members: &[Protected], id: &str) -> Result<FleetPoint> {
+    let groups: Vec<&str> = match session.fleet.group(what) {
+        Some(group) => vec![group.name.as_str()],
+        None => {
+            let has = |g: &&mainstay_model::RecoveryGroup| g.members.iter().any(|m| m.as_str() == what);
+            session.fleet.recovery_groups.values().filter(has).map(|g| g.name.as_str()).collect()
+        }
+    };
+    let (fleet, environment) = (session.fleet.name.as_str(), session.fleet.environment.name.as_str());
+    let mut nearest = Vec::new();
+    for group in groups {
+        for of in members {
+            // A group's points lie in the vault of its first member; members may have other vaults.
+            let found = points(of.vault.vault(), fleet, environment, group).await?;
+            if let Some(point) = found.iter().find(|p| p.id == id) {
+                return Ok(point.clone());
+            }
+            nearest.extend(found.into_iter().rev().take(3).map(|p| p.id));
+        }
+    }
+    nearest.dedup();
+    let hint = if nearest.is_empty() { "set one: mainstay point".to_owned() } else { format!("the latest points: {}", nearest.join(", ")) };
+    Err(Failure::failed("unknown-point", format!("there is no point `{id}` of {what}"), hint))
+}
