@@ -1,7 +1,10 @@
 //! The adapter against real Redis servers, each test with its own on free ports in its own folder.
 
 mod failover;
+mod follow;
+mod hold;
 mod kit;
-mod link;
+mod launch;
+mod life;
+mod proof;
 mod restore;
-mod standing;

@@ -1,0 +1,265 @@
+//! What it is to be followed by us.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use mainstay_engine::{Chunk, Follow, Kind, LogSink, LogSource, Mark, SnapshotSource, Target, Ttl};
+use mainstay_engine_kit::memory::{MemoryLog, MemoryLogSink};
+use mainstay_model::{Bracket, Branch, Place};
+
+use crate::kit::{Fixture, Following, LIMIT, Leaked, Shape, VERSIONS, digest, until, write_all_kinds};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_without_a_stream_has_no_tip() {
+    let fixture = Fixture::start(VERSIONS[0], Shape::Standalone).await;
+    let error = fixture.redis.tip(&fixture.access(), &fixture.lane()).await.unwrap_err();
+    assert_eq!(error.kind, Kind::LogGone);
+    let snapshot = fixture.snapshot().await;
+    let tip = fixture.redis.tip(&fixture.access(), &fixture.lane()).await.unwrap();
+    assert_eq!(&tip.epoch, &snapshot.taken().position.get(&fixture.lane()).unwrap().epoch);
+    let unknown = Place::new("f".repeat(40), 5);
+    let log = MemoryLog::new();
+    let sink = log.sink(&fixture.lane(), &unknown);
+    let error = Follow::follow(&fixture.redis, &fixture.access(), &fixture.lane(), &unknown, &sink)
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind, Kind::LogGone);
+    // Nobody was made to copy anything for it.
+    assert_eq!(fixture.client(0).info("sync_full"), "1");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn links_that_are_cut_leave_no_gap() {
+    let fixture = Leaked::new(Fixture::start_with(VERSIONS[0], Shape::Standalone, &[]).await);
+    let mut client = fixture.client(0);
+    write_all_kinds(&mut client, "before");
+    let snapshot = fixture.snapshot().await;
+    let following = Following::start(fixture.0, &snapshot.taken().position);
+    for round in 0..10 {
+        write_all_kinds(&mut client, &format!("round {round}"));
+        until("the link to come about", || client.info("connected_slaves") == "1").await;
+        client.run(&["CLIENT", "KILL", "TYPE", "replica"]);
+        client.run(&["SET", "behind", &round.to_string()]);
+    }
+    let marked = Mark::mark(&fixture.redis, &fixture.access(), "m").await.unwrap();
+    following.wait_for(&marked.position).await;
+    assert!(following.alive());
+    assert_eq!(client.info("sync_full"), "1");
+    let log = following.log.source(300);
+    assert!(log.segments(&fixture.lane()).len() > 10);
+    let (sandbox, _) =
+        fixture.restore(&snapshot, &log, &marked.position, marked.at.latest, Ttl::Shift).await.unwrap();
+    assert_eq!(sandbox.client(0).run(&["GET", "behind"]).text(), "9");
+    assert_eq!(sandbox.client(0).run(&["GET", "text"]).text(), "round 9");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_time_between_two_writes_is_found() {
+    let fixture = Leaked::new(Fixture::start(VERSIONS[0], Shape::Standalone).await);
+    let mut client = fixture.client(0);
+    let snapshot = fixture.snapshot().await;
+    let following = Following::start(fixture.0, &snapshot.taken().position);
+    let mut times = Vec::new();
+    for number in 0..5 {
+        client.run(&["SET", "number", &number.to_string()]);
+        // Later than the next look at the clock.
+        let written = client.time();
+        following.wait(written + Duration::from_millis(150)).await;
+        times.push(client.time());
+        following.wait(*times.last().unwrap()).await;
+    }
+    let log = following.log.source(50);
+    for (number, at) in times.iter().enumerate() {
+        let cut = fixture.cuts(&snapshot, &log, &Target::Time(*at)).unwrap();
+        let (sandbox, _) = fixture.restore(&snapshot, &log, &cut, *at, Ttl::Shift).await.unwrap();
+        assert_eq!(sandbox.client(0).run(&["GET", "number"]).text(), number.to_string());
+    }
+    let late = *times.last().unwrap() + Duration::from_secs(3600);
+    assert_eq!(fixture.cuts(&snapshot, &log, &Target::Time(late)).unwrap_err().kind, Kind::OutOfLog);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_value_of_a_hundred_megabytes_passes_through() {
+    let fixture = Leaked::new(Fixture::start(VERSIONS[0], Shape::Standalone).await);
+    let mut client = fixture.client(0);
+    let mut big: Vec<u8> =
+        (0..100_000_000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    client.run_bytes(&[b"SET", b"in the file", &big]);
+    let snapshot = fixture.snapshot().await;
+    let following = Following::start(fixture.0, &snapshot.taken().position);
+    big.reverse();
+    client.run_bytes(&[b"SET", b"in the log", &big]);
+    client.run(&["SET", "behind", "it"]);
+    let marked = Mark::mark(&fixture.redis, &fixture.access(), "m").await.unwrap();
+    following.wait_for(&marked.position).await;
+    // Nothing larger than a chunk was ever handed over at once.
+    let log = following.log.source(1 << 20);
+    let (sandbox, _) =
+        fixture.restore(&snapshot, &log, &marked.position, marked.at.latest, Ttl::Shift).await.unwrap();
+    let mut restored = sandbox.client(0);
+    let found = restored.run(&["GET", "in the log"]);
+    assert!(found == crate::kit::Reply::Text(big.clone()));
+    big.reverse();
+    assert!(restored.run(&["GET", "in the file"]) == crate::kit::Reply::Text(big));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_cut_in_the_midst_of_a_transaction_is_refused() {
+    let fixture = Leaked::new(Fixture::start(VERSIONS[0], Shape::Standalone).await);
+    let mut client = fixture.client(0);
+    let snapshot = fixture.snapshot().await;
+    let following = Following::start(fixture.0, &snapshot.taken().position);
+    for words in [&["MULTI"][..], &["SET", "a", "1"], &["SET", "b", "1"], &["EXEC"]] {
+        client.run(words);
+    }
+    let marked = Mark::mark(&fixture.redis, &fixture.access(), "m").await.unwrap();
+    following.wait_for(&marked.position).await;
+    let log = following.log.source(1000);
+    let mut cut = marked.position.clone();
+    cut.0.get_mut(&fixture.lane()).unwrap().offset.0 -= 20;
+    let place = cut.get(&fixture.lane()).unwrap().clone();
+    assert_eq!(fixture.cuts(&snapshot, &log, &Target::Place(place)).unwrap_err().kind, Kind::Invalid);
+    let sandbox = fixture.restore(&snapshot, &log, &cut, marked.at.latest, Ttl::Shift).await;
+    assert_eq!(sandbox.err().unwrap().kind, Kind::Invalid);
+}
+
+/// A spool whose disk can be made to stand still.
+struct Stuck {
+    sink: MemoryLogSink,
+    stuck: Arc<AtomicBool>,
+}
+
+#[async_trait]
+impl LogSink for Stuck {
+    async fn append(&self, chunk: Chunk) -> mainstay_engine::Result<()> {
+        self.sink.append(chunk).await
+    }
+    async fn sync(&self) -> mainstay_engine::Result<Place> {
+        while self.stuck.load(Ordering::Relaxed) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        self.sink.sync().await
+    }
+    async fn branch(&self, branch: Branch, history: Option<Bytes>) -> mainstay_engine::Result<()> {
+        self.sink.branch(branch, history).await
+    }
+    async fn beat(&self, at: &Place, time: Bracket) -> mainstay_engine::Result<()> {
+        self.sink.beat(at, time).await
+    }
+    fn vaulted(&self) -> Option<Place> {
+        None
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_what_is_durable_is_acknowledged() {
+    let fixture = Leaked::new(Fixture::start(VERSIONS[0], Shape::Standalone).await);
+    let mut client = fixture.client(0);
+    let snapshot = fixture.snapshot().await;
+    let from = snapshot.taken().position.get(&fixture.lane()).unwrap().clone();
+    let log = MemoryLog::new();
+    let stuck = Arc::new(AtomicBool::new(false));
+    let sink = Stuck { sink: log.sink(&fixture.lane(), &from), stuck: Arc::clone(&stuck) };
+    let redis = fixture.0;
+    let lane = fixture.lane();
+    let task = tokio::spawn(async move {
+        Follow::follow(&redis.redis, &redis.access(), &lane, &from, &sink).await.err()
+    });
+    client.run(&["SET", "a", "1"]);
+    assert_eq!(client.run(&["WAIT", "1", "0"]).int(), 1);
+    stuck.store(true, Ordering::Relaxed);
+    client.run(&["SET", "a", "2"]);
+    assert_eq!(client.run(&["WAIT", "1", "1500"]).int(), 0);
+    stuck.store(false, Ordering::Relaxed);
+    assert_eq!(client.run(&["WAIT", "1", "0"]).int(), 1);
+    task.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_is_followed_where_there_is_one() {
+    for version in VERSIONS {
+        let fixture = Leaked::new(Fixture::start(version, Shape::Replicated(1)).await);
+        let (mut master, mut replica) = (fixture.client(0), fixture.client(1));
+        let snapshot = fixture.snapshot().await;
+        // The copy came from the replica as well.
+        assert_eq!(master.info("sync_full"), "1");
+        let following = Following::start(fixture.0, &snapshot.taken().position);
+        until("a link to the replica", || replica.info("connected_slaves") == "1").await;
+        assert_eq!(master.info("connected_slaves"), "1");
+        master.run(&["SELECT", "5"]);
+        master.run(&["SET", "a", "1"]);
+        let marked = Mark::mark(&fixture.redis, &fixture.access(), "m").await.unwrap();
+        following.wait_for(&marked.position).await;
+        // It has no port that anybody could be sent to.
+        assert!(replica.info("slave0").contains("port=0"));
+        let log = following.log.source(1);
+        let (sandbox, _) =
+            fixture.restore(&snapshot, &log, &marked.position, marked.at.latest, Ttl::Shift).await.unwrap();
+        let mut restored = sandbox.client(0);
+        restored.run(&["SELECT", "5"]);
+        assert_eq!(restored.run(&["GET", "a"]).text(), "1");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_fails_over_to_us() {
+    let fixture = Leaked::new(Fixture::start(VERSIONS[0], Shape::Replicated(1)).await);
+    let snapshot = fixture.snapshot().await;
+    // The replica cannot serve us, so the master is followed beside it.
+    fixture.host.freeze("stock-2", true);
+    let following = Following::start(fixture.0, &snapshot.taken().position);
+    let mut master = fixture.client(0);
+    until("a link to the master", || master.info("connected_slaves") == "2").await;
+    fixture.host.freeze("stock-2", false);
+    let mut replica = fixture.client(1);
+    until("the replica to be there again", || replica.info("master_link_status") == "up").await;
+    for _ in 0..3 {
+        master.run(&["SET", "a", "1"]);
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        let ours: u64 = offset_of(&mut master, "port=0").unwrap();
+        assert!(ours < master.info("master_repl_offset").parse().unwrap());
+    }
+    master.run(&["FAILOVER"]);
+    until("the replica to be promoted", || replica.info("role") == "master").await;
+    until("the master to be a replica", || master.info("role") == "slave").await;
+    assert_eq!(master.info("master_port"), fixture.layout.nodes[1].ports[0].to_string());
+    replica.run(&["SET", "after", "1"]);
+    let marked = Mark::mark(&fixture.redis, &fixture.access(), "m").await.unwrap();
+    following.wait_for(&marked.position).await;
+}
+
+fn offset_of(master: &mut crate::kit::Client, which: &str) -> Option<u64> {
+    let info = master.run(&["INFO", "replication"]).text();
+    let line = info.lines().find(|line| line.starts_with("slave") && line.contains(which))?;
+    line.split(',').find_map(|field| field.strip_prefix("offset="))?.parse().ok()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shutdown_does_not_wait_for_us_and_loses_nothing() {
+    let fixture = Leaked::new(
+        Fixture::start_with(VERSIONS[0], Shape::Standalone, &[("shutdown-timeout", "3600")]).await,
+    );
+    let mut client = fixture.client(0);
+    let snapshot = fixture.snapshot().await;
+    let following = Following::start(fixture.0, &snapshot.taken().position);
+    write_all_kinds(&mut client, "last");
+    mainstay_engine::Launch::stop(&fixture.redis, &fixture.layout, &fixture.host).await.unwrap();
+    mainstay_engine::Launch::start(&fixture.redis, &fixture.layout, &fixture.host).await.unwrap();
+    // The window goes on under the id that the server has now.
+    let mut client = fixture.client(0);
+    client.run(&["SET", "after", "the restart"]);
+    let marked = Mark::mark(&fixture.redis, &fixture.access(), "m").await.unwrap();
+    following.wait_for(&marked.position).await;
+    assert!(following.alive());
+    let before = &snapshot.taken().position.get(&fixture.lane()).unwrap().epoch;
+    assert_ne!(before, &marked.position.get(&fixture.lane()).unwrap().epoch);
+    let log = following.log.source(100);
+    let (sandbox, _) =
+        fixture.restore(&snapshot, &log, &marked.position, marked.at.latest, Ttl::Shift).await.unwrap();
+    assert_eq!(sandbox.client(0).run(&["GET", "text"]).text(), "last");
+    assert_eq!(sandbox.client(0).run(&["GET", "after"]).text(), "the restart");
+    let _ = (LIMIT, digest as fn(&mut crate::kit::Client) -> String);
+}
