@@ -250,6 +250,10 @@ impl LogSink for UnreliableLogSink<'_> {
     fn vaulted(&self) -> Option<Place> {
         self.inner.vaulted()
     }
+    async fn before(&self, from: &Place) -> Result<Option<Chunk>> {
+        self.faults.check("before")?;
+        self.inner.before(from).await
+    }
 }
 
 #[async_trait]

@@ -24,7 +24,7 @@ mod restore;
 mod server;
 mod snapshot;
 #[cfg(test)]
-mod tests {}
+mod tests;
 
 use mainstay_engine::{
     Engine, Error, Follow, Hold, Kind, Launch, Mark, Mistake, Observe, Prove, Replay, Restore, Result,

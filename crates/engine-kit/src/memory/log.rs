@@ -64,6 +64,38 @@ impl MemoryLog {
         MemoryLogSink { lane: lane.clone(), log: self.clone() }
     }
 
+    /// Begins a lane at `from`, without a link.
+    pub fn begin(&self, lane: &Lane, from: &Place) {
+        self.lock().entry(lane.clone()).or_insert_with(|| LaneLog::new(from));
+    }
+
+    /// The lanes that were begun.
+    pub fn lanes(&self) -> Vec<Lane> {
+        self.lock().keys().cloned().collect()
+    }
+
+    /// The log of one epoch from `from` up to `to`, and the adapter's state where that log begins; the log begins earlier where no
+    /// state is known at `from`. `None` if it is not all there.
+    pub fn slice(&self, lane: &Lane, from: &Place, to: &Place) -> Option<(String, Bytes)> {
+        let mut log = self.lock().get(lane)?.clone();
+        if from == to {
+            return Some((String::new(), Bytes::new()));
+        }
+        log.drop_behind(to, false);
+        let begin = log
+            .pieces
+            .iter()
+            .rposition(|p| p.carry.is_some() && p.at.epoch == from.epoch && p.at.offset <= from.offset)?;
+        let pieces = &log.pieces[begin..];
+        let whole = pieces.last().is_some_and(|p| p.end == to.offset && p.at.epoch == to.epoch);
+        let bytes: Vec<u8> = pieces.iter().flat_map(|piece| piece.bytes.iter().copied()).collect();
+        let skip = match pieces[0].at.offset == from.offset {
+            true => 0,
+            false => usize::try_from(from.offset.0 - pieces[0].at.offset.0).ok()?,
+        };
+        whole.then(|| (pieces[0].carry.clone().unwrap_or_default(), Bytes::from(bytes).slice(skip..)))
+    }
+
     /// Where the lane is durable: where the next link begins. `None` if it was never followed.
     pub fn durable(&self, lane: &Lane) -> Option<Place> {
         self.lock().get(lane).map(|log| log.durable.clone())
@@ -267,6 +299,21 @@ impl LaneLog {
         self.pieces.iter().any(|piece| piece.at.epoch == place.epoch && piece.end >= place.offset)
     }
 
+    /// The log before `from`, from the last piece with a carry on.
+    fn before(&self, from: &Place) -> Option<Chunk> {
+        let mut before = self.clone();
+        before.drop_behind(from, false);
+        let end = before.pieces.last()?;
+        if end.at.epoch != from.epoch || end.end != from.offset {
+            return None;
+        }
+        let begin = before.pieces.iter().rposition(|p| p.carry.is_some() && p.at.epoch == from.epoch)?;
+        let pieces = &before.pieces[begin..];
+        let bytes: Vec<u8> = pieces.iter().flat_map(|piece| piece.bytes.iter().copied()).collect();
+        let (at, carry) = (pieces[0].at.clone(), pieces[0].carry.clone());
+        Some(Chunk { at, bytes: bytes.into(), times: Vec::new(), carry })
+    }
+
     fn complete_to(&self) -> Option<Instant> {
         let last = self.pieces.iter().rev().find_map(|piece| piece.times.last());
         last.map(|mark| mark.at.latest).max(self.beat.map(|beat| beat.earliest))
@@ -349,6 +396,10 @@ impl LogSink for MemoryLogSink {
             }
             Ok(())
         })
+    }
+
+    async fn before(&self, from: &Place) -> Result<Option<Chunk>> {
+        self.with(|log| Ok(log.before(from)))
     }
 
     fn vaulted(&self) -> Option<Place> {
