@@ -200,7 +200,7 @@ impl Fetch {
             self.at = self.at.plus(now.len() as u64);
             self.send(Piece::Data(now)).await?;
             if filled {
-                self.send(Piece::End).await?;
+                // Nothing is said of the end: whoever stores a whole segment may be done, and gone, by now.
                 self.writer = None;
             }
             // Segments are stored one behind the other; a failure shows here.
