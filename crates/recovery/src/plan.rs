@@ -198,7 +198,11 @@ pub async fn plan(members: &[Protected], target: &Target, options: &PlanOptions)
     let mut skews = Vec::new();
     for (of, catalogue) in members.iter().zip(&catalogues) {
         match one(of, catalogue, &asked, options).await? {
-            Ok((one, skew)) => {
+            Ok((mut one, skew)) => {
+                if let Asked::Positions(_, at) = &asked {
+                    // What its position stands for is known better than its log can say.
+                    one.plan.restored_to = *at;
+                }
                 ready.push(one);
                 skews.push(skew);
             }
