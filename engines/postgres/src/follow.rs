@@ -84,9 +84,9 @@ impl Follow for Postgres {
 
     async fn release(&self, access: &Access) -> Result<()> {
         let slot = connect::slot(access);
-        let mut failed = None;
+        let (mut reached, mut failed) = (false, None);
         for node in &access.nodes {
-            let drop_it = async {
+            let released = async {
                 let mut client = connect::replicate(access, node).await?;
                 match client.read_slot(&slot).await {
                     Ok(None) => Ok(()),
@@ -97,11 +97,17 @@ impl Follow for Postgres {
                     Err(error) => Err(fault::replication("look at our slot", error)),
                 }
             };
-            if let Err(error) = drop_it.await {
-                failed = Some(error);
+            match released.await {
+                Ok(()) => reached = true,
+                // A node that is gone keeps nothing; were it to come back, max_slot_wal_keep_size limits what it keeps.
+                Err(error) if error.kind == Kind::Unreachable && reached => {}
+                Err(error) => failed = Some(error),
             }
         }
-        failed.map_or(Ok(()), Err)
+        match failed {
+            Some(error) if error.kind != Kind::Unreachable || !reached => Err(error),
+            _ => Ok(()),
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use mainstay_engine::{
-    Error, Host, Installation, Kind, Launch, Layout, NodeAccess, NodeCommand, NodeLayout, Result,
+    Access, Error, Host, Installation, Kind, Launch, Layout, NodeAccess, NodeCommand, NodeLayout, Result,
 };
 use mainstay_model::Cluster;
 
@@ -138,7 +138,11 @@ async fn initialize(layout: &Layout, node: &NodeLayout, host: &dyn Host) -> Resu
         "--no-instructions",
     ]
     .map(str::to_owned);
-    let outcome = host.run(&command(layout, node, "initdb", args.to_vec()), START_DEADLINE).await;
+    let mut args = args.to_vec();
+    if layout.cluster.config.get("fsync").is_some_and(|value| value == "off") {
+        args.push("--no-sync".into());
+    }
+    let outcome = host.run(&command(layout, node, "initdb", args), START_DEADLINE).await;
     let removed = disk::remove(&password);
     outcome?;
     removed?;
@@ -202,42 +206,44 @@ pub(crate) async fn start_server(layout: &Layout, node: &NodeLayout, host: &dyn 
 
 /// Waits until the node answers a query.
 pub(crate) async fn ready(layout: &Layout, node: &NodeLayout, host: &dyn Host) -> Result<()> {
-    let from = disk::length(&node.log());
+    let from = disk::length(&node.log()).saturating_sub(4096);
     let begun = Instant::now();
     let access = layout.access();
     let place =
         NodeAccess { name: node.name.clone(), host: "127.0.0.1".into(), port: port(node), data_dir: None };
     loop {
-        let error = match connect::session(&access, &place, "postgres").await {
-            Ok(sql) => match sql.simple_query("SELECT 1").await {
-                Ok(_) => return Ok(()),
-                Err(error) => fault::sql("ask whether it is ready", error),
-            },
-            Err(error) => error,
-        };
-        if host.running(&node.name).is_none() {
-            let what = format!(
-                "start node {}: the server ended\n{}",
-                node.name,
-                disk::log_tail(&node.log(), from.saturating_sub(4096))
-            );
-            return Err(
-                Error::new(Kind::Server, what).hint(format!("the whole log is {}", node.log().display()))
-            );
+        if says_ready(node) {
+            match ask(&access, &place).await {
+                Err(error) if error.kind != Kind::Unreachable => return Err(error),
+                Err(error) => tracing::debug!(%error, "not ready yet"),
+                Ok(()) => return Ok(()),
+            }
         }
-        if error.kind == Kind::Refused {
-            return Err(error);
+        let what = format!("start node {}", node.name);
+        let whole = format!("the whole log is {}", node.log().display());
+        if host.running(&node.name).is_none() {
+            let what = format!("{what}: the server ended\n{}", disk::log_tail(&node.log(), from));
+            return Err(Error::new(Kind::Server, what).hint(whole));
         }
         if begun.elapsed() > START_DEADLINE {
-            let what = format!(
-                "start node {}: not ready after {START_DEADLINE:?}\n{}",
-                node.name,
-                disk::log_tail(&node.log(), 0)
-            );
-            return Err(Error::new(Kind::Deadline, what).source(error));
+            let what =
+                format!("{what}: not ready after {START_DEADLINE:?}\n{}", disk::log_tail(&node.log(), from));
+            return Err(Error::new(Kind::Deadline, what).hint(whole));
         }
         tokio::time::sleep(POLL).await;
     }
+}
+
+async fn ask(access: &Access, place: &NodeAccess) -> Result<()> {
+    let sql = connect::session(access, place, "postgres").await?;
+    sql.simple_query("SELECT 1").await.map(drop).map_err(|error| fault::sql("ask whether it is ready", error))
+}
+
+/// Whether the server itself says that it takes connections: the status in `postmaster.pid`. Asking by connecting would cost it a
+/// process each time.
+pub(crate) fn says_ready(node: &NodeLayout) -> bool {
+    let text = std::fs::read_to_string(node.data().join("postmaster.pid")).unwrap_or_default();
+    text.lines().nth(7).is_some_and(|status| status.trim() == "ready")
 }
 
 pub(crate) fn port(node: &NodeLayout) -> u16 {

@@ -14,6 +14,7 @@ pub mod lsn;
 mod mark;
 mod observe;
 pub mod pages;
+mod prove;
 mod replay;
 pub mod replication;
 mod restore;
@@ -87,6 +88,10 @@ impl Engine for Postgres {
     }
 
     fn replay(&self) -> Option<&dyn mainstay_engine::Replay> {
+        Some(self)
+    }
+
+    fn prove(&self) -> Option<&dyn mainstay_engine::Prove> {
         Some(self)
     }
 

@@ -129,6 +129,10 @@ fn recovering(job: &RestoreJob<'_>, node: &NodeLayout, meta: &Meta, timeline: u3
     set("max_prepared_transactions", prepared.max(PREPARED_LEAST).to_string());
     // Nobody reads before the end, and so a setting below the source's is no obstacle.
     set("hot_standby", "off".into());
+    if job.layout.sandbox {
+        // Made anew from the vault if this machine loses power; switched on again once it is open.
+        set("fsync", "off".into());
+    }
     set("restore_command", feed::command(node));
     // Never `latest`: a history that is not ours must not be looked for.
     set("recovery_target_timeline", timeline.to_string());
@@ -175,6 +179,7 @@ async fn drive(
             }
         }
         if let Some(done) = &fed
+            && launch::says_ready(node)
             && let Some(sql) = recovered(job.layout, node, meta).await
         {
             return Ok((done.clone(), sql));

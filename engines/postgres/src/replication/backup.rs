@@ -133,7 +133,7 @@ impl BaseBackup {
     /// # Errors
     /// The server failed while it read, or the connection ended.
     pub async fn next(&mut self) -> Result<Option<Archive>, ReplicationError> {
-        while self.copying {
+        if self.copying {
             let frame = self.client.wire.frame().await?;
             match frame.tag {
                 b'd' => return decode(frame.body).map(Some),

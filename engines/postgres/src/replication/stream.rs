@@ -109,8 +109,9 @@ impl Client {
                     });
                 }
                 b'Z' => {
-                    return next
-                        .ok_or_else(|| ReplicationError::Protocol("end of a timeline without a next".into()));
+                    return next.ok_or_else(|| {
+                        ReplicationError::Protocol("end of a timeline without a next".into())
+                    });
                 }
                 _ => return Err(unexpected(&frame, "the end of a timeline")),
             }

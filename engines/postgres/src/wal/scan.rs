@@ -426,12 +426,9 @@ mod tests {
     use super::*;
     use crate::wal::testing::Log;
 
-    fn scan(
-        log: &[u8],
-        at: Lsn,
-        piece: usize,
-        rest: Option<u64>,
-    ) -> (Vec<(Lsn, Lsn, u32)>, Result<(), WalError>) {
+    type Places = Vec<(Lsn, Lsn, u32)>;
+
+    fn scan(log: &[u8], at: Lsn, piece: usize, rest: Option<u64>) -> (Places, Result<(), WalError>) {
         let mut scanner = Scanner::new(at, 1 << 20, rest);
         let mut records = Vec::new();
         for bytes in log.chunks(piece) {

@@ -1,4 +1,6 @@
 //! The adapter against real servers of both versions.
 
+mod conformance;
+mod failover;
 mod job;
 mod world;

@@ -19,13 +19,25 @@ use nix::unistd::Pid;
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A machine whose processes end with it.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct TestHost {
+    processes: Arc<Processes>,
+}
+
+#[derive(Default)]
+struct Processes {
     running: Mutex<HashMap<String, Child>>,
 }
 
 impl TestHost {
+    /// As a power cut: nothing is said.
     pub fn kill(&self, node: &str) {
+        self.processes.kill(node);
+    }
+}
+
+impl Processes {
+    fn kill(&self, node: &str) {
         let child = self.running.lock().unwrap().remove(node);
         if let Some(mut child) = child {
             let _ = killpg(Pid::from_raw(child.id() as i32), Signal::SIGKILL);
@@ -34,7 +46,7 @@ impl TestHost {
     }
 }
 
-impl Drop for TestHost {
+impl Drop for Processes {
     fn drop(&mut self) {
         let nodes: Vec<_> = self.running.lock().unwrap().keys().cloned().collect();
         nodes.iter().for_each(|node| self.kill(node));
@@ -63,12 +75,12 @@ impl Host for TestHost {
         process.stdout(log.try_clone().unwrap()).stderr(log);
         let child = process.spawn().map_err(|error| Error::io("start", error))?;
         let pid = child.id();
-        self.running.lock().unwrap().insert(command.node.clone(), child);
+        self.processes.running.lock().unwrap().insert(command.node.clone(), child);
         Ok(pid)
     }
 
     fn running(&self, node: &str) -> Option<u32> {
-        let mut running = self.running.lock().unwrap();
+        let mut running = self.processes.running.lock().unwrap();
         let child = running.get_mut(node)?;
         if child.try_wait().unwrap().is_some() {
             running.remove(node);
@@ -299,6 +311,15 @@ fn free_port() -> u16 {
 
 pub fn position(marked: &mainstay_model::Position) -> Place {
     marked.get(&lane()).unwrap().clone()
+}
+
+/// Waits until a query's first column is what is expected.
+pub async fn until_is(client: &tokio_postgres::Client, query: &str, expected: &str) {
+    let begun = Instant::now();
+    while one(client, query).await != expected {
+        assert!(begun.elapsed() < PATIENCE, "{query}: not {expected} within {PATIENCE:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 /// Waits for a condition, for as long as a loaded machine may need.
