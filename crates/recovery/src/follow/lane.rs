@@ -10,7 +10,7 @@ use std::time::{Duration, Instant as Monotonic};
 use mainstay_engine::{Follow, Kind, Result};
 use mainstay_model::{Instant, Lane, Place};
 use mainstay_vault::{self as vault, Lease, SnapshotRecord};
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, oneshot, watch};
 
 use super::follower::{FollowOptions, LaneStatus, Phase, Wanted};
 use super::resume::{InVault, open_spool, spool_dir};
@@ -177,9 +177,7 @@ impl LaneFollower {
             long_reads: self.long_reads.clone(),
         });
         let (end_upload, upload_stop) = watch::channel(false);
-        // On a thread of its own: it compresses and encrypts, and no point's hold must wait for that.
-        let runtime = tokio::runtime::Handle::current();
-        let mut uploads = tokio::task::spawn_blocking(move || runtime.block_on(uploader.run(upload_stop)));
+        let mut uploads = on_its_own_thread(move || uploader.run(upload_stop))?;
         let ended = tokio::select! {
             never = self.links(&spool, &vaulted_rx) => match never {},
             () = self.watch_snapshot() => Ended::LeaseLost,
@@ -351,7 +349,7 @@ impl LaneFollower {
             }
             None => match follow.tip(&self.of.access, &self.lane).await {
                 Ok(place) => {
-                    self.want_snapshot("followed-from-the-end");
+                    self.want_later_snapshot("followed-from-the-end");
                     place
                 }
                 Err(e) if e.kind == Kind::LogGone => {
@@ -376,13 +374,13 @@ impl LaneFollower {
     }
 
     fn want_snapshot(&self, reason: &str) {
-        let mut state = self.state();
-        let since = Instant::now();
-        match &mut state.wanted {
-            // What was asked for before is no longer enough.
-            Some(wanted) => wanted.since = since,
-            None => state.wanted = Some(Wanted { reason: reason.to_owned(), since }),
-        }
+        self.state().wanted = Some(Wanted { reason: reason.to_owned(), since: Instant::now() });
+    }
+
+    /// The log begins here: a snapshot from before it is not enough, for whatever reason one was wanted.
+    fn want_later_snapshot(&self, reason: &str) {
+        let before = self.state().wanted.take();
+        self.want_snapshot(before.as_ref().map_or(reason, |wanted| &wanted.reason));
     }
 
     /// Takes the wish for a snapshot back when there is one. Never returns.
@@ -417,6 +415,20 @@ impl LaneFollower {
         state.error = Some(error);
         state.failures += 1;
     }
+}
+
+/// Runs it on a thread with a runtime of its own: it compresses and encrypts, and no point's hold must wait for that.
+fn on_its_own_thread<F: Future<Output = vault::Result<()>>>(
+    work: impl FnOnce() -> F + Send + 'static,
+) -> vault::Result<oneshot::Receiver<vault::Result<()>>> {
+    let failed = |e| vault::Error::io("start a thread that uploads log", e);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(failed)?;
+    let (done, ended) = oneshot::channel();
+    let thread = std::thread::Builder::new().name("upload log".to_owned());
+    // Nobody listens any more when following was broken off.
+    let run = move || drop(done.send(runtime.block_on(work())));
+    thread.spawn(run).map_err(failed)?;
+    Ok(ended)
 }
 
 async fn lease_lost(lease: &Lease) {

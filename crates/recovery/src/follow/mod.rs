@@ -30,3 +30,6 @@ pub(crate) fn why(error: &dyn std::error::Error) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests;
