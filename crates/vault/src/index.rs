@@ -433,12 +433,6 @@ impl Index {
         Some(())
     }
 
-    /// Reads a run.
-    pub async fn run(&self, found: &RunRef) -> Result<Run> {
-        let part = self.part(found.part).await?;
-        self.parse(found, &part)
-    }
-
     /// Reads a run, and blocks.
     pub fn run_blocking(&self, found: &RunRef) -> Result<Run> {
         let part = match self.cached(found.part) {
@@ -462,15 +456,6 @@ impl Index {
             _ => None,
         }
         .ok_or_else(|| Error::damaged(&self.folder, "a line of its index changed while it was open"))
-    }
-
-    async fn part(&self, number: u32) -> Result<Arc<Vec<u8>>> {
-        if let Some(part) = self.cached(number) {
-            return Ok(part);
-        }
-        let part = Arc::new(self.fetch(number).await?);
-        self.keep(number, &part);
-        Ok(part)
     }
 
     async fn fetch(&self, number: u32) -> Result<Vec<u8>> {

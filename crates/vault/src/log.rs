@@ -86,7 +86,7 @@ pub struct LogObject {
     pub reason: Option<String>,
     /// What it names itself by: a keyed hash of its name and its bytes.
     pub tag: String,
-    /// The tag of the object before it in its generation; zeros for the first.
+    /// The tag of the object before it in its generation; of one that lasts (sealed, branch, hole), that of the last such. Zeros for the first.
     pub previous: String,
     /// Its size in the store.
     pub bytes: u64,
@@ -108,6 +108,13 @@ pub enum LogKind {
     Branch,
     /// A declared hole.
     Hole,
+}
+
+impl LogKind {
+    /// Whether it is never superseded.
+    pub fn lasts(self) -> bool {
+        matches!(self, Self::Sealed | Self::Branch | Self::Hole)
+    }
 }
 
 /// A [`LogObject`] that was read, decrypted and checked.
@@ -155,6 +162,8 @@ pub struct LogWriter {
     written: Vec<LogObject>,
     sequence: u64,
     previous: String,
+    /// The last object that is never superseded: each such names the one before, so that none can go missing unseen.
+    previous_lasting: String,
     /// What was tried last and may have arrived: the same bytes are tried again.
     pending: Option<(Name, Bytes)>,
 }
@@ -179,7 +188,8 @@ impl LogWriter {
             lane: lane.clone(),
             generation,
             sequence: last.map_or(0, |object| object.sequence + 1),
-            previous: last.map_or_else(|| "0".repeat(TAG_DIGITS), |object| object.tag.clone()),
+            previous: tag_or_zeros(last),
+            previous_lasting: tag_or_zeros(written.iter().rfind(|object| object.kind.lasts())),
             written,
             pending: None,
         })
@@ -214,6 +224,9 @@ impl LogWriter {
         self.pending = None;
         self.sequence = name.sequence + 1;
         self.previous.clone_from(&name.tag);
+        if name.kind.lasts() {
+            self.previous_lasting.clone_from(&name.tag);
+        }
         let object = object(key, &self.incarnation, &self.lane, self.generation, name, size);
         self.written.push(object.clone());
         Ok(object)
@@ -265,7 +278,7 @@ impl LogWriter {
             segment,
             parent,
             reason,
-            previous: self.previous.clone(),
+            previous: if kind.lasts() { self.previous_lasting.clone() } else { self.previous.clone() },
             tag: String::new(),
         };
         name.tag = tag(self.vault.keys(), &self.prefix, &name, &body);
@@ -311,7 +324,11 @@ fn same_entry(object: &LogObject, entry: &LogEntry) -> bool {
     }
 }
 
-/// The keys of objects of one generation, given in order, that others stand for.
+fn tag_or_zeros(object: Option<&LogObject>) -> String {
+    object.map_or_else(|| "0".repeat(TAG_DIGITS), |object| object.tag.clone())
+}
+
+/// The keys of objects of one generation, given in order, that others stand for: tails in a sealed object, beats that were followed.
 pub(crate) fn superseded(objects: &[LogObject]) -> Vec<String> {
     let sealed: Vec<_> = objects.iter().filter(|o| o.kind == LogKind::Sealed).collect();
     let covered = |tail: &LogObject| {
@@ -328,6 +345,30 @@ pub(crate) fn superseded(objects: &[LogObject]) -> Vec<String> {
         LogKind::Sealed | LogKind::Branch | LogKind::Hole => false,
     };
     objects.iter().filter(gone).map(|o| o.key.clone()).collect()
+}
+
+/// Objects of one generation, given in order, that name one before them which is not there though nothing stands for it.
+pub(crate) fn missing_before(objects: &[LogObject]) -> Vec<&LogObject> {
+    let tags: std::collections::HashSet<_> = objects.iter().map(|o| o.tag.as_str()).collect();
+    let zeros = "0".repeat(TAG_DIGITS);
+    let mut missing = Vec::new();
+    let (mut lasting_seen, mut ends) = (false, std::collections::HashMap::new());
+    for object in objects {
+        let absent = object.previous != zeros && !tags.contains(object.previous.as_str());
+        let first = &object.segment.first;
+        // The oldest ones were pruned, and what is first now names one of them.
+        let wrong = match object.kind.lasts() {
+            true => lasting_seen,
+            false => ends.get(&first.epoch).is_some_and(|end| first.offset > *end),
+        };
+        if absent && wrong {
+            missing.push(object);
+        }
+        lasting_seen |= object.kind.lasts();
+        let end = ends.entry(&first.epoch).or_insert(object.segment.last.offset);
+        *end = object.segment.last.offset.max(*end);
+    }
+    missing
 }
 
 /// Where a generation's objects are.

@@ -1,9 +1,10 @@
 //! Many files of a snapshot onto a disk, pack by pack.
 //!
 //! A pack is fetched and decrypted once for all that is wanted of it, by several threads; pieces are checked against their hashes and
-//! written where they belong, and what is zeros stays a hole. Only so much of the index is in memory at once.
+//! written where they belong, and what is zeros stays a hole. Only so much of the index is in memory at once. A verification does the same but
+//! for the writing, and goes on after what is damaged.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::ErrorKind;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
@@ -30,7 +31,8 @@ const SYNC_ALL_FROM: usize = 32;
 /// A regular file that is being placed.
 struct Target {
     path: String,
-    disk: PathBuf,
+    /// `None`: its bytes are only checked.
+    disk: Option<PathBuf>,
     mode: u32,
 }
 
@@ -71,16 +73,18 @@ pub(crate) fn place(
                 let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(disk);
                 let file = file.map_err(|e| io("create", disk, e))?;
                 file.set_len(size).map_err(|e| io("size", disk, e))?;
-                targets.push(Target { path: path.clone(), disk: disk.clone(), mode: spec.mode });
+                targets.push(Target { path: path.clone(), disk: Some(disk.clone()), mode: spec.mode });
                 bytes += size;
             }
         }
     }
-    let placing = Placing { reader, targets: &targets, open: Mutex::default(), progress };
-    placing.all(jobs.clamp(1, JOBS_MAX))?;
+    let placing = Placing { reader, targets: &targets, open: Mutex::default(), progress, checked: None };
+    placing.all(jobs.clamp(1, JOBS_MAX)).map_err(|mut errors| errors.swap_remove(0))?;
     for target in &targets {
-        set_mode(&target.disk, target.mode)?;
-        own(&target.disk, owner)?;
+        if let Some(disk) = &target.disk {
+            set_mode(disk, target.mode)?;
+            own(disk, owner)?;
+        }
     }
     // Folders last: one that may not be written to would have kept us from filling it.
     for (folder, mode) in folders.iter().rev() {
@@ -92,38 +96,73 @@ pub(crate) fn place(
     Ok(bytes)
 }
 
+/// Reads and checks all content of a snapshot but what `checked` says was checked already; gives all that is wrong. Blocks.
+pub(crate) fn check(
+    reader: &SnapshotReader,
+    checked: &Mutex<HashSet<u64>>,
+    jobs: usize,
+) -> Vec<engine::Error> {
+    if let Err(error) = reader.vault.require_identity() {
+        return vec![error.into()];
+    }
+    let files = reader.index.files.values().filter(|(spec, _)| spec.kind == FileKind::Regular);
+    let target = |(spec, _): &(mainstay_engine::FileSpec, u64)| Target {
+        path: spec.path.clone(),
+        disk: None,
+        mode: 0,
+    };
+    let targets: Vec<_> = files.map(target).collect();
+    let progress = &mainstay_engine::Quiet;
+    let placing =
+        Placing { reader, targets: &targets, open: Mutex::default(), progress, checked: Some(checked) };
+    placing.all(jobs.clamp(1, JOBS_MAX)).err().unwrap_or_default()
+}
+
 struct Placing<'a> {
     reader: &'a SnapshotReader,
     targets: &'a [Target],
     open: Mutex<HashMap<usize, Arc<File>>>,
     progress: &'a dyn Progress,
+    /// Set for a verification: it goes on after errors, and leaves out what is in here.
+    checked: Option<&'a Mutex<HashSet<u64>>>,
 }
 
+/// What a verification remembers having checked, at most: 8 bytes each.
+const CHECKED_MAX: usize = 4 << 20;
+
 impl Placing<'_> {
-    fn all(&self, jobs: usize) -> engine::Result<()> {
+    /// Fails with at least one error; of a verification, with all.
+    fn all(&self, jobs: usize) -> Result<(), Vec<engine::Error>> {
+        let mut failures = Vec::new();
         let (mut wants, mut pieces, mut extents) = (BTreeMap::new(), 0, 0);
         for (n, target) in self.targets.iter().enumerate() {
-            let (_, size, runs) = self.reader.file(&target.path)?;
-            let mut at = 0;
-            for found in runs {
-                let run = Arc::new(self.reader.index.run_blocking(found)?);
-                if run.at != at {
-                    return Err(self.leaves_out(&target.path).into());
+            let mut file = || -> engine::Result<()> {
+                let (_, size, runs) = self.reader.file(&target.path)?;
+                let mut at = 0;
+                for found in runs {
+                    let run = Arc::new(self.reader.index.run_blocking(found)?);
+                    if run.at != at {
+                        return Err(self.leaves_out(&target.path).into());
+                    }
+                    at += run.length();
+                    pieces += run.hashes.len();
+                    extents += run.extents.len();
+                    self.want(n, &run, &mut wants)?;
+                    if pieces >= BATCH_PIECES_MAX || extents >= BATCH_EXTENTS_MAX {
+                        failures.extend(self.batch(std::mem::take(&mut wants), jobs));
+                        (pieces, extents) = (0, 0);
+                    }
                 }
-                at += run.length();
-                pieces += run.hashes.len();
-                extents += run.extents.len();
-                self.want(n, &run, &mut wants)?;
-                if pieces >= BATCH_PIECES_MAX || extents >= BATCH_EXTENTS_MAX {
-                    self.batch(std::mem::take(&mut wants), jobs)?;
-                    (pieces, extents) = (0, 0);
-                }
-            }
-            if at != size {
-                return Err(self.leaves_out(&target.path).into());
+                if at == size { Ok(()) } else { Err(self.leaves_out(&target.path).into()) }
+            };
+            let done = file();
+            failures.extend(done.err());
+            if !failures.is_empty() && self.checked.is_none() {
+                return Err(failures);
             }
         }
-        self.batch(wants, jobs)
+        failures.extend(self.batch(wants, jobs));
+        if failures.is_empty() { Ok(()) } else { Err(failures) }
     }
 
     fn leaves_out(&self, path: &str) -> Error {
@@ -146,6 +185,9 @@ impl Placing<'_> {
             match extents.next_if(|extent| extent.at == at && extent.length >= length) {
                 Some(extent) => {
                     covered = at + extent.length;
+                    if self.was_checked(run, piece, extent) {
+                        continue;
+                    }
                     wants.entry(extent.pack).or_default().push(Want {
                         target,
                         run: Arc::clone(run),
@@ -161,12 +203,30 @@ impl Placing<'_> {
         Ok(())
     }
 
-    fn batch(&self, wants: BTreeMap<u64, Vec<Want>>, jobs: usize) -> engine::Result<()> {
+    /// Whether a verification has seen these very bytes in this very place; remembers them.
+    fn was_checked(&self, run: &Run, piece: usize, extent: &Extent) -> bool {
+        let Some(checked) = self.checked else { return false };
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(self.reader.index.packs.get(&extent.pack).map_or("", |pack| &pack.id).as_bytes());
+        for n in [extent.length, extent.offset, extent.skip] {
+            hasher.update(&n.to_le_bytes());
+        }
+        hasher.update(run.hashes[piece..].as_flattened());
+        let mut short = [0; 8];
+        short.copy_from_slice(&hasher.finalize().as_bytes()[..8]);
+        let mut checked = checked.lock().unwrap_or_else(PoisonError::into_inner);
+        match checked.len() < CHECKED_MAX {
+            true => !checked.insert(u64::from_le_bytes(short)),
+            false => checked.contains(&u64::from_le_bytes(short)),
+        }
+    }
+
+    fn batch(&self, wants: BTreeMap<u64, Vec<Want>>, jobs: usize) -> Vec<engine::Error> {
         let mut packs: Vec<_> = wants.into_iter().collect();
         for (_, wants) in &mut packs {
             wants.sort_unstable_by_key(|want| (want.extent.offset, want.target, want.extent.at));
         }
-        let (next, stop, failure) = (AtomicUsize::new(0), AtomicBool::new(false), Mutex::new(None));
+        let (next, stop, failures) = (AtomicUsize::new(0), AtomicBool::new(false), Mutex::new(Vec::new()));
         std::thread::scope(|scope| {
             for _ in 0..jobs.min(packs.len()) {
                 scope.spawn(|| {
@@ -175,14 +235,14 @@ impl Placing<'_> {
                             return;
                         }
                         if let Err(error) = self.pack(*pack, wants) {
-                            stop.store(true, Ordering::Relaxed);
-                            failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+                            stop.store(self.checked.is_none(), Ordering::Relaxed);
+                            failures.lock().unwrap_or_else(PoisonError::into_inner).push(error);
                         }
                     }
                 });
             }
         });
-        failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+        failures.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn pack(&self, n: u64, wants: &[Want]) -> engine::Result<()> {
@@ -226,18 +286,19 @@ impl Placing<'_> {
             }
             (rest, n) = (others, n + 1);
         }
-        let file = self.file(*target)?;
-        file.write_all_at(bytes, extent.at).map_err(|e| io("write", &target_path.disk, e))?;
+        if let Some(disk) = &target_path.disk {
+            let file = self.file(*target, disk)?;
+            file.write_all_at(bytes, extent.at).map_err(|e| io("write", disk, e))?;
+        }
         self.progress.advance(extent.length);
         Ok(())
     }
 
-    fn file(&self, target: usize) -> engine::Result<Arc<File>> {
+    fn file(&self, target: usize, disk: &Path) -> engine::Result<Arc<File>> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(file) = open.get(&target) {
             return Ok(Arc::clone(file));
         }
-        let disk = &self.targets[target].disk;
         let file = Arc::new(OpenOptions::new().write(true).open(disk).map_err(|e| io("open", disk, e))?);
         if open.len() >= OPEN_FILES_MAX {
             open.clear();

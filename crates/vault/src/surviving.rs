@@ -60,6 +60,7 @@ fn within(generation: &[LogObject], limits: &HashMap<Epoch, Offset>) -> Vec<LogO
             let beyond = match object.kind {
                 // A beat at the very place says that nothing was behind it then, which is true.
                 LogKind::Beat => first.offset > *limit,
+                LogKind::Hole => first.offset >= *limit,
                 _ => first.offset >= *limit && object.segment.last.offset > *limit,
             };
             if beyond {
@@ -106,6 +107,7 @@ mod tests {
             kind,
             segment: Segment { first, last, bracket: Bracket::exactly(Instant(0)) },
             parent,
+            reason: None,
             tag: String::new(),
             previous: String::new(),
             bytes: 1,

@@ -96,6 +96,21 @@ pub fn sample() -> Files {
     files
 }
 
+/// The least that has every kind of cut, a hole, and frames of its own and shared ones.
+pub fn tiny() -> Files {
+    let mut files = Files::new();
+    let mut add = |spec: FileSpec, content: Vec<u8>| files.insert(spec.path.clone(), (spec, content));
+    let mut holes = bytes(1, 300_000);
+    holes[100_000..200_000].fill(0);
+    add(spec("base/1/1000", Cut::Pages(PAGE)), holes);
+    add(spec("base/1/1001", Cut::Pages(PAGE)), bytes(2, 5000));
+    add(spec("dump.rdb", Cut::Content), bytes(3, 300_000));
+    add(spec("label", Cut::Whole), b"START WAL LOCATION".to_vec());
+    let kind = FileKind::Directory;
+    add(FileSpec { path: "empty".into(), kind, mode: 0o700, cut: Cut::Whole }, Vec::new());
+    files
+}
+
 pub fn taken(offset: u64) -> Taken {
     let at = Position::single(Lane::new("wal"), Place::new("1", offset));
     Taken {

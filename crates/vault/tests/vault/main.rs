@@ -1,4 +1,9 @@
 //! The vault on real folders, on a real S3 server, and on stores that fail.
 
+mod damage;
+mod faults;
 mod kit;
+mod logs;
+mod prunes;
+mod s3;
 mod snapshots;
