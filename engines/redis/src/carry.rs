@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
 use mainstay_engine::Access;
-use mainstay_model::{Lane, Place};
+use mainstay_model::{Instant, Lane, Place};
 
 use crate::stream::Boundary;
 
@@ -37,7 +37,16 @@ pub fn read(offset: u64, text: &str) -> Option<Boundary> {
 /// States at the places where this process stopped reading, so that it can go on knowing them.
 #[derive(Debug, Default)]
 pub struct States {
-    known: Mutex<BTreeMap<String, (Place, Boundary)>>,
+    known: Mutex<BTreeMap<String, (Place, Known)>>,
+}
+
+/// What is known at a place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Known {
+    /// The stream's state.
+    pub state: Boundary,
+    /// The last time, by the source's clock, at which the stream was seen to end there.
+    pub seen: Option<Instant>,
 }
 
 impl States {
@@ -46,16 +55,16 @@ impl States {
         States { known: Mutex::new(BTreeMap::new()) }
     }
 
-    /// Keeps the state at a place; one for each lane.
-    pub fn remember(&self, access: &Access, lane: &Lane, place: &Place, state: Boundary) {
+    /// Keeps what is known at a place; one for each lane.
+    pub fn remember(&self, access: &Access, lane: &Lane, place: &Place, known_here: Known) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.insert(key(access, lane), (place.clone(), state));
+        known.insert(key(access, lane), (place.clone(), known_here));
     }
 
-    /// The state at exactly this place, if it is known.
-    pub fn recall(&self, access: &Access, lane: &Lane, place: &Place) -> Option<Boundary> {
+    /// What is known at exactly this place.
+    pub fn recall(&self, access: &Access, lane: &Lane, place: &Place) -> Option<Known> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.get(&key(access, lane)).filter(|(at, _)| at == place).map(|(_, state)| *state)
+        known.get(&key(access, lane)).filter(|(at, _)| at == place).map(|(_, known)| *known)
     }
 }
 

@@ -23,11 +23,11 @@ pub fn cut(lane: &Lane, from: &Place, log: &dyn LogSource, target: &Target) -> R
         Target::End => {
             let end = lane_log.segments.last().map_or(from.offset.low(), |segment| segment.last.offset.low());
             let place = lane_log.clean_at(end)?;
-            lane_log.cutting(place)
+            lane_log.cutting(place, None)
         }
         Target::Place(place) => lane_log.at_place(place),
         Target::Name(name) => Err(Error::new(
-            Kind::Invalid,
+            Kind::Unsupported,
             format!("find `{name}` in the stream of {lane}: Redis has no names in it"),
         )
         .hint("give a time, a fleet point or a place")),
@@ -85,7 +85,7 @@ impl LaneLog<'_> {
                 reached = offset;
             }
         }
-        self.cutting(self.clean_at(sure)?)
+        self.cutting(self.clean_at(sure)?, Some(at))
     }
 
     fn ambiguous(&self, at: Instant, first: u64, when: Instant, again: u64) -> Error {
@@ -129,7 +129,7 @@ impl LaneLog<'_> {
             .hint(format!("the last clean place before it is {}", place::write(&clean))));
         }
         // The end of one epoch and the beginning of the next are the same place.
-        self.cutting(wanted.clone())
+        self.cutting(wanted.clone(), None)
     }
 
     /// The last place at or before `offset` (but not before `from`) at which no command and no transaction is cut.
@@ -198,8 +198,8 @@ impl LaneLog<'_> {
         Ok(splitter.clean().map(|clean| clean.offset))
     }
 
-    /// What is known of when the last thing below a place and the first behind it were written.
-    fn cutting(&self, place: Place) -> Result<Cutting> {
+    /// What is known of when the last thing below a place and the first behind it were written. A time that was asked for is within.
+    fn cutting(&self, place: Place, asked: Option<Instant>) -> Result<Cutting> {
         let offset = place.offset.low();
         let mut below = Instant::MIN;
         let mut behind = Instant::MAX;
@@ -220,6 +220,9 @@ impl LaneLog<'_> {
                     start = end;
                 }
             }
+        }
+        if let Some(asked) = asked {
+            (below, behind) = (below.min(asked), behind.max(asked));
         }
         // One look at the clock covers both sides.
         let at = if below <= behind {
@@ -342,8 +345,8 @@ mod tests {
             cut(&Lane::new("main"), &Place::new("a", 100), &log, &Target::Time(Instant(at))).unwrap()
         };
         assert_eq!(at(15).place.offset.low(), ends[1]);
-        assert_eq!(at(15).at, Bracket::exactly(Instant(10)));
-        assert_eq!(at(25).at, Bracket::exactly(Instant(20)));
+        assert_eq!(at(15).at, Bracket { earliest: Instant(10), latest: Instant(15) });
+        assert_eq!(at(25).at, Bracket { earliest: Instant(20), latest: Instant(25) });
         assert_eq!(at(35).at, Bracket { earliest: Instant(30), latest: Instant::MAX });
     }
 

@@ -18,7 +18,7 @@ use mainstay_model::{Bracket, Branch, Epoch, Instant, Lane, Place};
 use tokio::time::{Instant as Tick, timeout};
 
 use crate::Redis;
-use crate::carry::{self, States};
+use crate::carry::{self, Known, States};
 use crate::clock::{Sample, sample};
 use crate::connect::{Client, link_error};
 use crate::link::{Link, Wish};
@@ -97,8 +97,9 @@ impl Follow for Redis {
         }
         tracing::info!(node = %node.name, %lane, offset = opening.offset, "following");
         link.acks().withhold(source == shard.master && master_state.replicas > 0);
-        let start = match self.states.recall(access, lane, from) {
-            Some(state) => Some(Splitter::new(state)),
+        let known = self.states.recall(access, lane, from);
+        let start = match &known {
+            Some(known) => Some(Splitter::new(known.state)),
             None => state_at(from, sink).await?,
         };
         let mut follower = Follower {
@@ -119,7 +120,7 @@ impl Follow for Redis {
             end: opening.offset,
             waiting: BytesMut::new(),
             samples: VecDeque::new(),
-            floor: Instant::MIN,
+            floor: known.and_then(|known| known.seen).unwrap_or(Instant::MIN),
             last: None,
             getack: false,
         };
@@ -375,7 +376,8 @@ impl Follower<'_> {
             && let Some(state) = self.boundary_here()
         {
             let place = Place { epoch: self.epoch.clone(), offset: self.end.into() };
-            self.states.remember(self.access, self.lane, &place, state);
+            let seen = (self.floor != Instant::MIN).then_some(self.floor);
+            self.states.remember(self.access, self.lane, &place, Known { state, seen });
         }
     }
 
@@ -425,6 +427,7 @@ impl Follower<'_> {
         {
             let at = Place { epoch: self.epoch.clone(), offset: self.end.into() };
             self.sink.beat(&at, Bracket::exactly(looked.at)).await?;
+            self.remember();
         }
         Ok(())
     }

@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 use crate::Redis;
+use crate::carry::Known;
 use crate::clock::{Sample, sample};
 use crate::connect::{self, Client, link_error};
 use crate::link::{Link, Wish};
@@ -92,16 +93,10 @@ impl Snapshot for Redis {
         }
         store_beside(&topology, &sink).await?;
         for copied in &copies {
-            self.states.remember(
-                access,
-                &copied.meta.lane,
-                &copied.place,
-                Boundary {
-                    offset: copied.place.offset.low(),
-                    db: Some(copied.meta.stream_db),
-                    in_multi: false,
-                },
-            );
+            let offset = copied.place.offset.low();
+            let state = Boundary { offset, db: Some(copied.meta.stream_db), in_multi: false };
+            let known = Known { state, seen: Some(copied.at.earliest) };
+            self.states.remember(access, &copied.meta.lane, &copied.place, known);
         }
         let position: Position =
             copies.iter().map(|copied| (copied.meta.lane.clone(), copied.place.clone())).collect();

@@ -50,7 +50,8 @@ async fn writes_wait_and_the_log_proves_it() {
                 pinged |= !bytes.is_empty();
                 assert!(fixture.redis.is_quiet(lane, "?", &bytes), "{}", String::from_utf8_lossy(&bytes));
             }
-            assert!(pinged, "no ping came in a second and a half");
+            // From 7.2 on a master sends none while its writes are held.
+            assert!(pinged || version != VERSIONS[0], "no ping came in a second and a half");
         }
         stop.store(true, std::sync::atomic::Ordering::Relaxed);
         for writer in writers {

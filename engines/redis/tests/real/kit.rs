@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant as Tick};
@@ -69,6 +69,25 @@ fn prepare(command: &NodeCommand) -> Command {
     prepared
 }
 
+/// A host that several hold.
+pub struct Shared(pub Arc<TestHost>);
+
+#[async_trait]
+impl Host for Shared {
+    async fn start(&self, command: &NodeCommand) -> Result<u32> {
+        self.0.start(command).await
+    }
+    fn running(&self, node: &str) -> Option<u32> {
+        self.0.running(node)
+    }
+    async fn stop(&self, node: &str, signal: &str, grace: Duration) -> Result<()> {
+        self.0.stop(node, signal, grace).await
+    }
+    async fn run(&self, command: &NodeCommand, deadline: Duration) -> Result<String> {
+        self.0.run(command, deadline).await
+    }
+}
+
 #[async_trait]
 impl Host for TestHost {
     async fn start(&self, command: &NodeCommand) -> Result<u32> {
@@ -128,7 +147,7 @@ pub enum Shape {
 /// A cluster of a test.
 pub struct Fixture {
     pub redis: Redis,
-    pub host: TestHost,
+    pub host: Arc<TestHost>,
     pub layout: Layout,
     pub folder: tempfile::TempDir,
     started: Mutex<u32>,
@@ -143,7 +162,7 @@ impl Fixture {
     /// Starts one with settings.
     pub async fn start_with(version: &str, shape: Shape, config: &[(&str, &str)]) -> Fixture {
         let fixture = Fixture::prepare(version, shape, config);
-        fixture.redis.start(&fixture.layout, &fixture.host).await.unwrap();
+        fixture.redis.start(&fixture.layout, &*fixture.host).await.unwrap();
         fixture
     }
 
@@ -156,7 +175,7 @@ impl Fixture {
         let cluster = cluster(shape, config);
         let nodes = cluster.nodes.count() as usize;
         let layout = layout(folder.path(), cluster, &installation, nodes, false);
-        Fixture { redis, host: TestHost::default(), layout, folder, started: Mutex::new(0) }
+        Fixture { redis, host: Arc::default(), layout, folder, started: Mutex::new(0) }
     }
 
     pub fn access(&self) -> Access {
@@ -189,7 +208,7 @@ impl Fixture {
         let path = self.folder.path().join(format!("sandbox-{started}"));
         let nodes = self.redis.sandbox_nodes(&self.layout.cluster);
         let layout = layout(&path, self.layout.cluster.clone(), &self.layout.installation, nodes, true);
-        Sandbox { host: TestHost::default(), layout }
+        Sandbox { host: Arc::default(), layout }
     }
 
     /// Restores into a sandbox, to a position.
@@ -204,7 +223,7 @@ impl Fixture {
         let sandbox = self.sandbox();
         let job = RestoreJob {
             layout: &sandbox.layout,
-            host: &sandbox.host,
+            host: &*sandbox.host,
             snapshot,
             log,
             cut,
@@ -234,7 +253,7 @@ impl Fixture {
 
 /// A sandbox and its servers.
 pub struct Sandbox {
-    pub host: TestHost,
+    pub host: Arc<TestHost>,
     pub layout: Layout,
 }
 
@@ -247,16 +266,14 @@ impl Sandbox {
 /// Followers of all lanes, ended when dropped.
 pub struct Following {
     pub log: MemoryLog,
+    lanes: Vec<Lane>,
     tasks: Vec<tokio::task::JoinHandle<()>>,
 }
 
 impl Following {
     /// Follows every lane from a position on, again and again when a link breaks.
     pub fn start(fixture: &'static Fixture, position: &Position) -> Following {
-        Following::with_log(fixture, position, MemoryLog::new())
-    }
-
-    pub fn with_log(fixture: &'static Fixture, position: &Position, log: MemoryLog) -> Following {
+        let log = MemoryLog::new();
         let tasks = position.0.iter().map(|(lane, from)| {
             let (lane, mut from, log) = (lane.clone(), from.clone(), log.clone());
             tokio::spawn(async move {
@@ -279,13 +296,13 @@ impl Following {
                 }
             })
         });
-        Following { tasks: tasks.collect(), log }
+        Following { tasks: tasks.collect(), lanes: position.0.keys().cloned().collect(), log }
     }
 
     /// Waits until every lane is complete up to a time.
     pub async fn wait(&self, at: Instant) {
-        for lane in self.log.source(1).lanes() {
-            self.log.wait_for_time(&lane, at, LIMIT).await.unwrap();
+        for lane in &self.lanes {
+            self.log.wait_for_time(lane, at, LIMIT).await.unwrap();
         }
     }
 
@@ -373,8 +390,9 @@ fn layout(path: &Path, cluster: Cluster, installation: &Installation, nodes: usi
         nodes: nodes.collect(),
         cluster,
         scope: "test".into(),
+        // As the runtime does it: an administrator beside the default user.
         installation: installation.clone(),
-        user: "default".into(),
+        user: "mainstay".into(),
         password: Secret::new(PASSWORD),
         owner,
         sandbox,
@@ -557,16 +575,6 @@ pub fn write_all_kinds(client: &mut Client, mark: &str) {
     client.run(&["SELECT", "7"]);
     client.run(&["SET", "seven", mark]);
     client.run(&["SELECT", "0"]);
-}
-
-/// The digest of all content. Needs a server that allows it.
-pub fn digest(client: &mut Client) -> String {
-    client.run(&["DEBUG", "DIGEST"]).text()
-}
-
-/// Where redis-cli is.
-pub fn redis_cli() -> PathBuf {
-    PathBuf::from("redis-cli")
 }
 
 /// A client of a Redis Cluster: goes where it is sent.

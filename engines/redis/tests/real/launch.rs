@@ -12,8 +12,8 @@ async fn roles_and_data_survive_a_stop_and_a_start() {
     let mut second = fixture.client(1);
     until("a failover", || second.info("role") == "master").await;
     second.run(&["SET", "a", "2"]);
-    fixture.redis.stop(&fixture.layout, &fixture.host).await.unwrap();
-    fixture.redis.start(&fixture.layout, &fixture.host).await.unwrap();
+    fixture.redis.stop(&fixture.layout, &*fixture.host).await.unwrap();
+    fixture.redis.start(&fixture.layout, &*fixture.host).await.unwrap();
     let view = fixture.redis.observe(&fixture.access()).await.unwrap();
     let roles: Vec<Role> = view.nodes.iter().map(|node| node.role).collect();
     assert_eq!(roles, [Role::Replica, Role::Primary]);
@@ -21,7 +21,7 @@ async fn roles_and_data_survive_a_stop_and_a_start() {
     assert_eq!(fixture.client(1).run(&["GET", "a"]).text(), "2");
     // A start of what runs changes nothing.
     let before = fixture.client(1).info("run_id");
-    fixture.redis.start(&fixture.layout, &fixture.host).await.unwrap();
+    fixture.redis.start(&fixture.layout, &*fixture.host).await.unwrap();
     assert_eq!(fixture.client(1).info("run_id"), before);
 }
 
@@ -39,8 +39,8 @@ async fn a_cluster_keeps_its_roles_too() {
         former.info("role") == "slave" && former.info("master_link_status") == "up"
     })
     .await;
-    fixture.redis.stop(&fixture.layout, &fixture.host).await.unwrap();
-    fixture.redis.start(&fixture.layout, &fixture.host).await.unwrap();
+    fixture.redis.stop(&fixture.layout, &*fixture.host).await.unwrap();
+    fixture.redis.start(&fixture.layout, &*fixture.host).await.unwrap();
     assert_eq!(fixture.client(3).info("role"), "master");
     assert_eq!(fixture.client(0).info("role"), "slave");
 }
@@ -48,7 +48,7 @@ async fn a_cluster_keeps_its_roles_too() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_will_not_start_says_why() {
     let fixture = Fixture::prepare(VERSIONS[0], Shape::Standalone, &[("maxmemory-policy", "nonsense")]);
-    let error = fixture.redis.start(&fixture.layout, &fixture.host).await.unwrap_err();
+    let error = fixture.redis.start(&fixture.layout, &*fixture.host).await.unwrap_err();
     assert_eq!(error.kind, Kind::Server);
     assert!(error.to_string().contains("maxmemory-policy"), "{error}");
 }
@@ -57,8 +57,8 @@ async fn a_server_that_will_not_start_says_why() {
 async fn nothing_is_saved_that_would_be_lost() {
     let fixture = Fixture::start_with(VERSIONS[1], Shape::Standalone, &[("save", "")]).await;
     fixture.client(0).run(&["SET", "a", "1"]);
-    fixture.redis.stop(&fixture.layout, &fixture.host).await.unwrap();
-    fixture.redis.start(&fixture.layout, &fixture.host).await.unwrap();
+    fixture.redis.stop(&fixture.layout, &*fixture.host).await.unwrap();
+    fixture.redis.start(&fixture.layout, &*fixture.host).await.unwrap();
     assert_eq!(fixture.client(0).run(&["GET", "a"]).text(), "1");
 }
 

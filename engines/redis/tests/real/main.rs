@@ -1,5 +1,6 @@
 //! The adapter against real Redis servers, each test with its own on free ports in its own folder.
 
+mod conformance;
 mod failover;
 mod follow;
 mod hold;

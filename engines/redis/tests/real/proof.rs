@@ -46,7 +46,7 @@ async fn one_instant_from_two_snapshots_has_one_content() {
             // Also when keys have died meanwhile.
             tokio::time::sleep(std::time::Duration::from_millis(1600)).await;
             contents.push(content(&fixture, &sandbox).await);
-            let checks = fixture.redis.integrity(&sandbox.layout, &sandbox.host, snapshot).await.unwrap();
+            let checks = fixture.redis.integrity(&sandbox.layout, &*sandbox.host, snapshot).await.unwrap();
             assert!(
                 checks.len() >= sandbox.layout.nodes.len() && checks.iter().all(|check| check.passed()),
                 "{checks:?}"
@@ -74,6 +74,6 @@ async fn damage_never_reaches_a_database() {
     let damaged = snapshot.with_damage("shard-main.rdb");
     let error = fixture.restore(&damaged, &log, &position, at, Ttl::Shift).await.err().unwrap();
     assert_eq!(error.kind, Kind::Damaged, "{error}");
-    let checks = fixture.redis.integrity(&sandbox.layout, &sandbox.host, &damaged).await;
+    let checks = fixture.redis.integrity(&sandbox.layout, &*sandbox.host, &damaged).await;
     assert_eq!(checks.err().unwrap().kind, Kind::Damaged);
 }
