@@ -74,7 +74,7 @@ impl<'a> Session<'a> {
         let groups = self.fleet.recovery_groups.keys().map(|g| format!("{g} (a group)"));
         let known = clusters.chain(groups).collect::<Vec<_>>().join(", ");
         let file = self.cx.global.fleet.display();
-        Failure::failed("unknown-name", format!("there is no {what} `{name}` in {file}"), format!("name one of: {known}"))
+        Failure::usage("unknown-name", format!("there is no {what} `{name}` in {file}"), format!("name one of: {known}"))
     }
 
     /// The clusters that names stand for: groups stand for their members, no name for all.

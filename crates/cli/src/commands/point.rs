@@ -26,7 +26,7 @@ pub async fn run(cx: &Cx, args: &PointArgs) -> Result {
     let group = match (&args.group, groups.next(), groups.next()) {
         (Some(name), ..) => session.fleet.group(name).ok_or_else(|| {
             let known: Vec<_> = session.fleet.recovery_groups.keys().map(ToString::to_string).collect();
-            Failure::failed("unknown-name", format!("there is no recovery group `{name}`"), format!("name one of: {}", known.join(", ")))
+            Failure::usage("unknown-name", format!("there is no recovery group `{name}`"), format!("name one of: {}", known.join(", ")))
         })?,
         (None, Some(only), None) => only,
         (None, None, _) => return Err(Failure::usage("no-group", "the fleet file has no recovery group", "add one: recovery_groups:")),
