@@ -75,6 +75,7 @@ fn renamed(text: &str, name: &str) -> String {
         name.char_indices().map(|(at, c)| if at == 0 { c.to_ascii_uppercase() } else { c }).collect();
     text.replace("crate::fake", "crate")
         .replace("crate::conformance", "mainstay_engine_kit::conformance")
+        .replace("crate::memory", "mainstay_engine_kit::memory")
         .replace("crate::unreliable", "mainstay_engine_kit::unreliable")
         .replace("fake", name)
         .replace("Fake", &capital)
