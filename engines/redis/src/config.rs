@@ -80,11 +80,13 @@ const SANDBOX: [(&str, &str); 6] = [
 
 /// What a server has while it is fed: it waits for us as long as it takes, reads the copy from the socket, and writes nothing by
 /// itself.
-const FED: [(&str, &str); 9] = [
+const FED: [(&str, &str); 10] = [
     ("appendonly", "no"),
     ("enable-debug-command", "local"),
     ("maxmemory", "0"),
     ("min-replicas-to-write", "0"),
+    // What it dumps must be readable here, and saving is faster.
+    ("rdbcompression", "no"),
     ("repl-diskless-load", "on-empty-db"),
     ("repl-timeout", "86400"),
     ("replica-priority", "0"),

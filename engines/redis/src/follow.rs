@@ -64,9 +64,12 @@ impl Follow for Redis {
 
     async fn follow(&self, access: &Access, lane: &Lane, from: &Place, sink: &dyn LogSink) -> Result<Never> {
         let topology = Topology::look(access).await?;
-        topology.complete(&access.cluster)?;
+        // Not the whole cluster need be well: what can be followed is.
         let shard = topology.shard(lane)?;
         let (master_node, master_state, master) = topology.up(shard.master)?;
+        if master_state.clustered.as_ref().is_some_and(|clustered| clustered.moving) {
+            return Err(gone(&master_node.name, "its slots are moving"));
+        }
         let shared = match relate(from, master_state) {
             Relation::Same => None,
             Relation::Renamed { shared } => Some(shared),

@@ -10,6 +10,7 @@ mod clock;
 mod config;
 mod connect;
 mod cut;
+mod fields;
 mod follow;
 mod hold;
 mod launch;

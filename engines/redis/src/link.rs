@@ -19,7 +19,7 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 /// How much is read from the socket at once.
 const READ_BYTES: usize = 256 * 1024;
@@ -120,6 +120,8 @@ pub struct Link {
     acks: Arc<Acks>,
     acker: Option<JoinHandle<()>>,
     patience: Duration,
+    /// When anything came last: waits that are given up and begun again add up.
+    heard: Instant,
 }
 
 /// What is acknowledged, shared with the task that sends it.
@@ -173,6 +175,7 @@ impl Link {
             acks: Arc::default(),
             acker: None,
             patience,
+            heard: Instant::now(),
         };
         if let Some(password) = &door.password {
             link.say(&[b"AUTH", door.user.as_bytes(), password.expose().as_bytes()]).await?;
@@ -334,7 +337,8 @@ impl Link {
 
     async fn fill(&mut self) -> Result<(), LinkError> {
         self.buffer.reserve(READ_BYTES);
-        let read = timeout(self.patience, self.read.read_buf(&mut self.buffer)).await;
+        let read = timeout_at(self.heard + self.patience, self.read.read_buf(&mut self.buffer)).await;
+        self.heard = if matches!(read, Ok(Ok(1..))) { Instant::now() } else { self.heard };
         match read {
             Err(_) => Err(LinkError::Silent(self.patience)),
             Ok(Err(error)) => Err(LinkError::Broken(error)),

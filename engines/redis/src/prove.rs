@@ -123,7 +123,7 @@ pub(crate) async fn content_of(
     ends: Option<&[(u32, u64, u64)]>,
 ) -> Result<Vec<Content>> {
     let mut content = Vec::new();
-    for (db, keys, _) in keyspace(client).await? {
+    for Database { db, keys, .. } in keyspace(client).await? {
         let expiring = ends.and_then(|ends| ends.iter().find(|(at, _, _)| *at == db));
         content.push(Content {
             what: format!("{lane} db {db}"),
@@ -150,17 +150,30 @@ pub(crate) async fn content_of(
     Ok(content)
 }
 
-/// The databases that have keys: (database, keys, keys with an end of life).
-pub(crate) async fn keyspace(client: &Client) -> Result<Vec<(u32, u64, u64)>> {
+/// A database that has keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Database {
+    pub db: u32,
+    pub keys: u64,
+    /// Keys with an end of life.
+    pub expiring: u64,
+    /// Hashes with fields that have an end of life.
+    pub hashes: u64,
+}
+
+/// The databases that have keys.
+pub(crate) async fn keyspace(client: &Client) -> Result<Vec<Database>> {
     let info = client.info(&["keyspace"]).await?;
-    let mut databases: Vec<(u32, u64, u64)> = info
+    let mut databases: Vec<Database> = info
         .iter()
         .filter_map(|(key, value)| {
             let db = key.strip_prefix("db")?.parse().ok()?;
             let field = |name: &str| {
                 value.split(',').find_map(|field| field.strip_prefix(name)?.strip_prefix('=')?.parse().ok())
             };
-            Some((db, field("keys")?, field("expires")?))
+            // Counted from 7.4 on.
+            let hashes = field("subexpiry").unwrap_or(0);
+            Some(Database { db, keys: field("keys")?, expiring: field("expires")?, hashes })
         })
         .collect();
     databases.sort_unstable();

@@ -74,7 +74,9 @@ async fn run(job: &RestoreJob<'_>) -> Result<Replayed> {
     let mut notes = Vec::new();
     let shifted: u64 = fed.iter().map(|fed| fed.shifted).sum();
     if shifted > 0 {
-        notes.push(format!("{shifted} keys have the time to live that they had at the restored instant"));
+        notes.push(format!(
+            "{shifted} keys and fields have the time to live that they had at the restored instant"
+        ));
     }
     notes.push("users and settings of the source are in the snapshot (users.acl, settings.json) and were not applied".to_owned());
     Ok(Replayed { position, notes })
@@ -197,23 +199,26 @@ fn look_and_shift(
     client: &Client,
 ) -> Result<(Vec<Content>, u64)> {
     let databases = scripts.runtime.block_on(keyspace(client))?;
-    let expiring: Vec<(u32, u64)> =
-        databases.into_iter().filter(|(_, _, keys)| *keys > 0).map(|(db, _, keys)| (db, keys)).collect();
     let mut content = Vec::new();
     // Only what is proven is compared.
     if job.layout.sandbox {
         let mut ends = Vec::new();
-        for (db, keys) in &expiring {
-            let found = scripts.read(*db, *keys)?;
-            ends.push((*db, found.keys, found.digest));
+        for database in databases.iter().filter(|database| database.expiring > 0) {
+            let found = scripts.read(database.db, database.expiring)?;
+            ends.push((database.db, found.keys, found.digest));
         }
         content = scripts.runtime.block_on(content_of(client, &shard.lane.0, Some(&ends)))?;
     }
     let mut shifted = 0;
     if job.ttl == Ttl::Shift {
-        for (db, _) in &expiring {
-            let by_ms = Instant::now().micros().saturating_sub(job.at.micros()) / 1000;
-            shifted += scripts.shift(*db, by_ms)?;
+        let by_ms = || Instant::now().micros().saturating_sub(job.at.micros()) / 1000;
+        for database in &databases {
+            if database.expiring > 0 {
+                shifted += scripts.shift(database.db, by_ms())?;
+            }
+            if database.hashes > 0 {
+                shifted += scripts.shift_fields(database.db, by_ms())?;
+            }
         }
     }
     Ok((content, shifted))

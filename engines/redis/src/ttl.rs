@@ -6,14 +6,17 @@
 //! goes nowhere). `SCAN` may show a key twice; a shifted time is therefore marked by lifting it out of the range of real times
 //! in a first pass, and lowered in a second, so that neither pass does anything twice.
 //!
-//! Needs Redis 7.0 (`PEXPIRETIME`). Fields of hashes with a life of their own (7.4 and later) are moved where a script can see
-//! them.
+//! Needs Redis 7.0 (`PEXPIRETIME`). Fields of hashes with a life of their own (7.4 and later) are hidden from scripts too once their time has
+//! passed; they are read from what `DUMP` gives (see [`crate::fields`]).
 
+use std::collections::HashSet;
+use std::hash::{Hash, Hasher};
 use std::time::Duration;
 
 use mainstay_engine::{Error, Kind, Result};
 
 use crate::connect::Subscription;
+use crate::fields;
 use crate::link::Door;
 use crate::master::{Feed, FeedError};
 
@@ -63,6 +66,23 @@ for _, key in ipairs(found[2]) do
   end
 end
 redis.call('PUBLISH', channel, string.format('%s %.0f 0 0', found[1], count))
+";
+
+/// Tells all of a batch of hashes whose fields may have an end of life: a message `=key-length key dump` for each, then the cursor.
+const DUMP_HASHES: &str = "
+local cursor, channel, batch = ARGV[1], ARGV[2], ARGV[3]
+local found = redis.call('SCAN', cursor, 'COUNT', batch, 'TYPE', 'hash')
+for _, key in ipairs(found[2]) do
+  local encoding = redis.call('OBJECT', 'ENCODING', key)
+  if encoding == 'listpackex' or encoding == 'hashtable' then
+    local dump = redis.call('DUMP', key)
+    local kind = dump and string.byte(dump, 1)
+    if kind == 24 or kind == 25 then
+      redis.call('PUBLISH', channel, '=' .. string.len(key) .. ' ' .. key .. dump)
+    end
+  end
+end
+redis.call('PUBLISH', channel, string.format('%s 0 0 0', found[1]))
 ";
 
 /// What a pass over all keys of a database found.
@@ -116,19 +136,81 @@ impl Scripts<'_> {
         Ok(self.pass(db, MOVE, &["lower", &shift])?.keys)
     }
 
-    fn pass(&mut self, db: u32, script: &str, arguments: &[&str]) -> Result<Pass> {
-        let failed = |error| feed_error(self.node, error);
-        // Every pass has a channel of its own, so that a late message of another is not taken for its own.
+    /// Moves all ends of life of fields of hashes of one database by `shift_ms`, and says how many there are.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn shift_fields(&mut self, db: u32, shift_ms: i64) -> Result<u64> {
+        // `SCAN` may show a key twice: what was moved is remembered by its hash.
+        let mut moved = HashSet::new();
+        let mut count = 0;
+        let nonsense = |node: &str| {
+            Error::new(
+                Kind::Server,
+                format!("look at times to live of fields of {node}: a script told nonsense"),
+            )
+        };
+        let mut messages = self.open(db)?;
+        let mut cursor = String::from("0");
+        loop {
+            self.send(DUMP_HASHES, &cursor, &messages.0, &[])?;
+            let mut hashes = Vec::new();
+            loop {
+                let told = self.runtime.block_on(messages.1.next(BATCH_DEADLINE))?;
+                let Some(hash) = told.strip_prefix(b"=") else {
+                    let (next, _) = parse(&told).ok_or_else(|| nonsense(self.node))?;
+                    cursor = next;
+                    break;
+                };
+                let space = hash.iter().position(|byte| *byte == b' ').ok_or_else(|| nonsense(self.node))?;
+                let length = std::str::from_utf8(&hash[..space]).ok().and_then(|length| length.parse().ok());
+                let split = length.and_then(|length| hash[space + 1..].split_at_checked(length));
+                let (key, dump) = split.ok_or_else(|| nonsense(self.node))?;
+                let ends = fields::ends_of(dump).ok_or_else(|| nonsense(self.node))?;
+                hashes.push((key.to_vec(), ends));
+            }
+            for (key, ends) in hashes {
+                let mut hasher = std::hash::DefaultHasher::new();
+                key.hash(&mut hasher);
+                if !moved.insert(hasher.finish()) {
+                    continue;
+                }
+                for (field, end) in ends {
+                    let end =
+                        i64::try_from(end).unwrap_or(i64::MAX).saturating_add(shift_ms).max(0).to_string();
+                    let words: [&[u8]; 6] = [b"HPEXPIREAT", &key, end.as_bytes(), b"FIELDS", b"1", &field];
+                    self.feed.send_command(&words).map_err(|error| feed_error(self.node, error))?;
+                    count += 1;
+                }
+            }
+            if cursor == "0" {
+                return Ok(count);
+            }
+        }
+    }
+
+    /// Selects a database and listens to a channel that nobody else has: a late message of another pass is not taken for one of this.
+    fn open(&mut self, db: u32) -> Result<(String, Subscription)> {
         let channel = format!("{CHANNEL}:{:016x}", rand::random::<u64>());
-        let mut messages = self.runtime.block_on(Subscription::open(self.node, self.door, &channel))?;
-        self.feed.send_command(&[b"SELECT", db.to_string().as_bytes()]).map_err(failed)?;
+        let messages = self.runtime.block_on(Subscription::open(self.node, self.door, &channel))?;
+        let select = self.feed.send_command(&[b"SELECT", db.to_string().as_bytes()]);
+        select.map_err(|error| feed_error(self.node, error))?;
+        Ok((channel, messages))
+    }
+
+    fn send(&mut self, script: &str, cursor: &str, channel: &str, arguments: &[&str]) -> Result<()> {
+        let mut words = vec!["EVAL", script, "0", cursor, channel, BATCH];
+        words.extend(arguments);
+        let words: Vec<&[u8]> = words.iter().map(|word| word.as_bytes()).collect();
+        self.feed.send_command(&words).map_err(|error| feed_error(self.node, error))
+    }
+
+    fn pass(&mut self, db: u32, script: &str, arguments: &[&str]) -> Result<Pass> {
+        let (channel, mut messages) = self.open(db)?;
         let mut cursor = String::from("0");
         let mut sum = Pass::default();
         loop {
-            let mut words = vec!["EVAL", script, "0", &cursor, &channel, BATCH];
-            words.extend(arguments);
-            let words: Vec<&[u8]> = words.iter().map(|word| word.as_bytes()).collect();
-            self.feed.send_command(&words).map_err(|error| feed_error(self.node, error))?;
+            self.send(script, &cursor, &channel, arguments)?;
             let told = self.runtime.block_on(messages.next(BATCH_DEADLINE))?;
             let (next, found) = parse(&told).ok_or_else(|| {
                 Error::new(

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use mainstay_engine::{Chunk, Follow, Kind, LogSink, Mark, SnapshotSource, Target, Ttl};
+use mainstay_engine::{Chunk, Follow, Kind, LogSink, LogSource, Mark, Snapshot, SnapshotSource, Target, Ttl};
 use mainstay_engine_kit::memory::{MemoryLog, MemoryLogSink};
 use mainstay_model::{Bracket, Branch, Place};
 
@@ -260,4 +260,99 @@ async fn a_shutdown_does_not_wait_for_us_and_loses_nothing() {
         fixture.restore(&snapshot, &log, &marked.position, marked.at.latest, Ttl::Shift).await.unwrap();
     assert_eq!(sandbox.client(0).run(&["GET", "text"]).text(), "last");
     assert_eq!(sandbox.client(0).run(&["GET", "after"]).text(), "the restart");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_without_its_master_is_found_to_be_silent() {
+    let fixture = Leaked::new(Fixture::start(VERSIONS[0], Shape::Replicated(1)).await);
+    let snapshot = fixture.snapshot().await;
+    let from = snapshot.taken().position.get(&fixture.lane()).unwrap().clone();
+    let sink = MemoryLog::new().sink(&fixture.lane(), &from);
+    let redis = fixture.0;
+    let lane = fixture.lane();
+    let following = tokio::spawn(async move {
+        Follow::follow(&redis.redis, &redis.access(), &lane, &from, &sink).await.err().unwrap()
+    });
+    let mut replica = fixture.client(1);
+    until("a link to the replica", || replica.info("connected_slaves") == "1").await;
+    fixture.host.freeze("stock-1", true);
+    let error = tokio::time::timeout(crate::kit::LIMIT, following).await.unwrap().unwrap();
+    assert_eq!(error.kind, Kind::Unreachable, "{error}");
+    fixture.host.freeze("stock-1", false);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_state_of_a_stream_is_found_again_by_another_process() {
+    let fixture = Leaked::new(Fixture::start(VERSIONS[0], Shape::Standalone).await);
+    let mut client = fixture.client(0);
+    let snapshot = fixture.snapshot().await;
+    let lane = fixture.lane();
+    let log = MemoryLog::new();
+    let mut from = snapshot.taken().position.get(&lane).unwrap().clone();
+    for round in 0..3 {
+        client.run(&["SELECT", "9"]);
+        client.run(&["SET", "nine", &round.to_string()]);
+        let marked = Mark::mark(&fixture.redis, &fixture.access(), "m").await.unwrap();
+        // An adapter that has seen nothing yet.
+        let other = mainstay_redis::Redis::new();
+        let sink = log.sink(&lane, &from);
+        let follow = Follow::follow(&other, &fixture.layout.access(), &lane, &from, &sink);
+        tokio::select! {
+            ended = follow => panic!("{:?}", ended.err()),
+            waited = log.wait_for(&lane, marked.position.get(&lane).unwrap(), crate::kit::LIMIT) => waited.unwrap(),
+        }
+        from = log.durable(&lane).unwrap();
+    }
+    let source = log.source(1);
+    let carries: Vec<String> =
+        (0..source.segments(&lane).len()).map(|index| source.read(&lane, index).unwrap().carry).collect();
+    assert!(carries.len() >= 3 && carries[1..].iter().all(|carry| carry == "db=9 multi=0"), "{carries:?}");
+}
+
+/// As README.md names them.
+const RIGHTS: &str = "+psync +replconf +ping +info +time +role +multi +exec +cluster +config|get +acl|list +client|pause \
+                      +client|unpause +publish &mainstay:*";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_user_with_few_rights_is_enough() {
+    assert!(
+        include_str!("../../README.md").replace('\n', " ").contains(RIGHTS),
+        "README.md names other rights"
+    );
+    for version in VERSIONS {
+        let fixture = Leaked::new(Fixture::start(version, Shape::Standalone).await);
+        let mut client = fixture.client(0);
+        let mut words = vec!["ACL", "SETUSER", "keeper", "on", ">secret"];
+        words.extend(RIGHTS.split_whitespace());
+        client.run(&words);
+        client.run(&["SET", "a", "1"]);
+        let mut access = fixture.access();
+        access.user = "keeper".into();
+        access.password = Some(mainstay_engine::Secret::new("secret"));
+        let options =
+            mainstay_engine::SnapshotOptions { way: mainstay_engine::Way::Auto, jobs: 1, label: "x".into() };
+        let sink = mainstay_engine_kit::memory::MemorySnapshot::new();
+        let quiet = Arc::new(mainstay_engine::Quiet);
+        let taken = Snapshot::snapshot(&fixture.redis, &access, &options, sink.clone(), quiet).await.unwrap();
+        assert!(String::from_utf8_lossy(&sink.content("users.acl").unwrap()).contains("user keeper on"));
+        let settings = sink.content("settings.json").unwrap();
+        assert!(!String::from_utf8_lossy(&settings).contains(crate::kit::PASSWORD));
+        let from = taken.position.get(&fixture.lane()).unwrap().clone();
+        let log = MemoryLog::new();
+        let log_sink = log.sink(&fixture.lane(), &from);
+        let held =
+            mainstay_engine::Hold::hold(&fixture.redis, &access, Duration::from_secs(5)).await.unwrap();
+        assert_eq!(held.release().await.unwrap().broken, None);
+        client.run(&["SET", "a", "2"]);
+        let marked = Mark::mark(&fixture.redis, &access, "m").await.unwrap();
+        let lane = fixture.lane();
+        tokio::select! {
+            ended = Follow::follow(&fixture.redis, &access, &lane, &from, &log_sink) => panic!("{:?}", ended.err()),
+            waited = log.wait_for(&lane, marked.position.get(&lane).unwrap(), crate::kit::LIMIT) => waited.unwrap(),
+        }
+        access.password = Some(mainstay_engine::Secret::new("wrong"));
+        let error = Mark::mark(&fixture.redis, &access, "m").await.unwrap_err();
+        assert_eq!(error.kind, Kind::Refused, "{error}");
+        assert!(!format!("{error:?}").contains("wrong"));
+    }
 }

@@ -456,6 +456,13 @@ impl Reply {
         }
     }
 
+    pub fn ints(&self) -> Vec<i64> {
+        match self {
+            Reply::List(list) => list.iter().map(Reply::int).collect(),
+            other => panic!("{other:?} is no list"),
+        }
+    }
+
     pub fn texts(&self) -> Vec<String> {
         match self {
             Reply::List(list) => list.iter().map(Reply::text).collect(),

@@ -114,3 +114,51 @@ async fn many_keys_are_shifted_once_each() {
     assert_eq!(shifted, moved);
     assert_eq!(restored.run(&["DBSIZE"]).int(), 100_000);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fields_of_hashes_have_the_life_that_they_had() {
+    let fixture = Leaked::new(Fixture::start(VERSIONS[1], Shape::Standalone).await);
+    let mut client = fixture.client(0);
+    // A listpack and a table, with fields that will have ended, and numbers among them.
+    client.run(&["HSET", "small", "mortal", "1", "permanent", "2", "12345", "3", "-7", "4"]);
+    client.run(&["HPEXPIRE", "small", "2500", "FIELDS", "3", "mortal", "12345", "-7"]);
+    let mut words = vec!["HSET".to_owned(), "large".to_owned()];
+    for number in 0..2000 {
+        words.extend([format!("field-{number}"), "x".repeat(number % 100)]);
+    }
+    client.run(&words.iter().map(String::as_str).collect::<Vec<_>>());
+    client.run(&["HPEXPIRE", "large", "2500", "FIELDS", "2", "field-3", "field-999"]);
+    client.run(&["HPEXPIRE", "large", "900000", "FIELDS", "1", "field-4"]);
+    client.run(&["HSET", "plain", "a", "b"]);
+    let snapshot = fixture.snapshot().await;
+    let following = Following::start(fixture.0, &snapshot.taken().position);
+    client.run(&["HPERSIST", "large", "FIELDS", "1", "field-999"]);
+    client.run(&["HSET", "young", "mortal", "5"]);
+    client.run(&["HPEXPIRE", "young", "2500", "FIELDS", "1", "mortal"]);
+    let left = client.run(&["HPTTL", "small", "FIELDS", "1", "mortal"]).ints()[0];
+    assert!(left > 0, "the machine was too slow for this test");
+    let marked = Mark::mark(&fixture.redis, &fixture.access(), "m").await.unwrap();
+    until("fields to die", || client.run(&["EXISTS", "young"]).int() == 0).await;
+    following.wait_for(&marked.position).await;
+    let log = following.log.source(1000);
+    let mut contents = Vec::new();
+    for _ in 0..2 {
+        let (sandbox, _) =
+            fixture.restore(&snapshot, &log, &marked.position, marked.at.latest, Ttl::Shift).await.unwrap();
+        let mut restored = sandbox.client(0);
+        let small =
+            restored.run(&["HPTTL", "small", "FIELDS", "4", "mortal", "12345", "-7", "permanent"]).ints();
+        assert!(small[..3].iter().all(|left| (1..=2500).contains(left)) && small[3] == -1, "{small:?}");
+        let large = restored
+            .run(&["HPTTL", "large", "FIELDS", "4", "field-3", "field-4", "field-999", "field-5"])
+            .ints();
+        assert!((1..=2500).contains(&large[0]) && (800_000..=900_000).contains(&large[1]), "{large:?}");
+        assert_eq!(large[2..], [-1, -1]);
+        assert!((1..=2500).contains(&restored.run(&["HPTTL", "young", "FIELDS", "1", "mortal"]).ints()[0]));
+        until("restored fields to die in their time", || restored.run(&["EXISTS", "young"]).int() == 0).await;
+        assert_eq!(restored.run(&["HGET", "small", "permanent"]).text(), "2");
+        contents
+            .push(mainstay_engine::Prove::content(&fixture.redis, &sandbox.layout.access()).await.unwrap());
+    }
+    assert_eq!(contents[0], contents[1]);
+}

@@ -1,6 +1,11 @@
 //! Snapshot, log and restore, whole.
 
-use mainstay_engine::{Mark, SnapshotSource, Ttl};
+use std::sync::Arc;
+
+use mainstay_engine::{
+    Kind, Launch, Mark, Observe, Quiet, Replay, Restore, RestoreJob, Role, SnapshotSource, Ttl,
+};
+use mainstay_engine_kit::memory::MemoryLog;
 
 use crate::kit::{ClusterClient, Fixture, Following, Leaked, Reply, Shape, VERSIONS, write_all_kinds};
 
@@ -91,5 +96,96 @@ async fn cluster_round_trip(version: &str) {
 async fn a_cluster_comes_back_whole() {
     for version in VERSIONS {
         cluster_round_trip(version).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_is_restored_in_its_own_place() {
+    for shape in [Shape::Replicated(1), Shape::Cluster(3, 1)] {
+        let fixture = Leaked::new(Fixture::start_with(VERSIONS[0], shape, &[("maxmemory", "100mb")]).await);
+        let ports: Vec<u16> = fixture.layout.nodes.iter().map(|node| node.ports[0]).collect();
+        let mut client = ClusterClient::new(&ports);
+        for number in 0..50 {
+            client.run(&["SET", &format!("key-{number}"), "before"]);
+        }
+        let snapshot = fixture.snapshot().await;
+        for number in 0..50 {
+            client.run(&["DEL", &format!("key-{number}")]);
+        }
+        Launch::stop(&fixture.redis, &fixture.layout, &*fixture.host).await.unwrap();
+        for node in &fixture.layout.nodes {
+            std::fs::rename(node.data(), node.dir.join("old")).unwrap();
+        }
+        let log = MemoryLog::new().source(1);
+        let job = RestoreJob {
+            layout: &fixture.layout,
+            host: &*fixture.host,
+            snapshot: &snapshot,
+            log: &log,
+            cut: &snapshot.taken().position,
+            at: snapshot.taken().at.latest,
+            ttl: Ttl::Absolute,
+            in_place: true,
+            jobs: 2,
+            progress: Arc::new(Quiet),
+        };
+        Restore::restore(&fixture.redis, &job).await.unwrap();
+        Replay::replay(&fixture.redis, &job).await.unwrap();
+        Launch::start(&fixture.redis, &fixture.layout, &*fixture.host).await.unwrap();
+        let view = Observe::observe(&fixture.redis, &fixture.access()).await.unwrap();
+        assert!(view.findings.is_empty(), "{:?}", view.findings);
+        let mut client = ClusterClient::new(&ports);
+        for number in 0..50 {
+            assert_eq!(client.run(&["GET", &format!("key-{number}")]).text(), "before");
+        }
+        let replicas = view.nodes.iter().filter(|node| node.role == Role::Replica).count();
+        assert_eq!(replicas, fixture.layout.nodes.len() - snapshot.taken().position.0.len());
+        assert_eq!(fixture.client(0).run(&["CONFIG", "GET", "maxmemory"]).texts()[1], "104857600");
+        // It survives a stop and a start.
+        Launch::stop(&fixture.redis, &fixture.layout, &*fixture.host).await.unwrap();
+        Launch::start(&fixture.redis, &fixture.layout, &*fixture.host).await.unwrap();
+        assert_eq!(ClusterClient::new(&ports).run(&["GET", "key-1"]).text(), "before");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_append_only_server_is_restored_as_one() {
+    let fixture =
+        Leaked::new(Fixture::start_with(VERSIONS[0], Shape::Standalone, &[("appendonly", "yes")]).await);
+    fixture.client(0).run(&["SET", "a", "1"]);
+    let snapshot = fixture.snapshot().await;
+    Launch::stop(&fixture.redis, &fixture.layout, &*fixture.host).await.unwrap();
+    std::fs::rename(fixture.layout.nodes[0].data(), fixture.folder.path().join("old")).unwrap();
+    let log = MemoryLog::new().source(1);
+    let job = RestoreJob {
+        layout: &fixture.layout,
+        host: &*fixture.host,
+        snapshot: &snapshot,
+        log: &log,
+        cut: &snapshot.taken().position,
+        at: snapshot.taken().at.latest,
+        ttl: Ttl::Shift,
+        in_place: true,
+        jobs: 2,
+        progress: Arc::new(Quiet),
+    };
+    Restore::restore(&fixture.redis, &job).await.unwrap();
+    Replay::replay(&fixture.redis, &job).await.unwrap();
+    let mut client = fixture.client(0);
+    assert_eq!(client.run(&["GET", "a"]).text(), "1");
+    assert_eq!(client.run(&["CONFIG", "GET", "appendonly"]).texts()[1], "yes");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_does_not_fit_is_refused_before_anything_starts() {
+    let fixture = Leaked::new(Fixture::start(VERSIONS[1], Shape::Standalone).await);
+    let snapshot = fixture.snapshot().await;
+    let older = Fixture::prepare(VERSIONS[0], Shape::Standalone, &[]);
+    let clustered = Fixture::prepare(VERSIONS[1], Shape::Cluster(3, 0), &[]);
+    for into in [&older, &clustered] {
+        let log = MemoryLog::new().source(1);
+        let taken = snapshot.taken();
+        let failed = into.restore(&snapshot, &log, &taken.position, taken.at.latest, Ttl::Shift).await;
+        assert_eq!(failed.err().unwrap().kind, Kind::Unsupported);
     }
 }
