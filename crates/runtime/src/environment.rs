@@ -12,7 +12,7 @@ use mainstay_model::{Cluster, ClusterName, Fleet, Hosts};
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::{Record, Rooms, Spec, choose};
-use crate::{Error, Home, Local, Lock, Result, files};
+use crate::{Error, Home, Local, Lock, Result, files, swap};
 
 /// How long we wait for another Mainstay that is at the same environment.
 const LOCK_WAIT: Duration = Duration::from_secs(120);
@@ -29,6 +29,19 @@ pub(crate) fn launcher<'a>(engines: Engines<'a>, name: &str) -> Result<&'a dyn L
         let what = format!("servers of engine `{name}` cannot be started here");
         mainstay_engine::Error::new(Kind::Unsupported, what).into()
     })
+}
+
+/// A node whose data were set aside and not replaced would be made anew, empty.
+fn refuse_half_restored(layout: &Layout) -> Result<()> {
+    let operations = swap::set_asides(layout)?;
+    let missing = layout.nodes.iter().any(|node| swap::missing(node, &operations));
+    match operations.last() {
+        Some(operation) if missing => Err(Error::refused(
+            format!("a restore into {} was broken off ({operation})", layout.cluster.name),
+            "mainstay recover resume, or mainstay recover undo",
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// One environment of one fleet on this machine.
@@ -137,6 +150,7 @@ impl Environment {
         };
         record.make_folders(&self.home, &rooms)?;
         let host = rooms.host();
+        refuse_half_restored(&self.layout_of(&record, &rooms, Some(cluster))?)?;
         let mut restarted = false;
         let spec = Spec::of(cluster);
         if record.spec != spec && record.nodes.iter().any(|node| host.running(&node.name).is_some()) {

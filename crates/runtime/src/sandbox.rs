@@ -80,7 +80,6 @@ impl Sandbox {
             maker: Identity::own(),
         };
         let this = Self { home: home.clone(), record };
-        files::private_dir(&this.folder())?;
         this.save()?;
         match this.fill(clusters, engines) {
             Ok(()) => Ok(this),
@@ -110,8 +109,10 @@ impl Sandbox {
     /// `Io`, `Damaged`.
     pub fn list(home: &Home) -> Result<Vec<Self>> {
         let mut all = Vec::new();
-        for id in files::names(&home.sandboxes())? {
-            all.extend(Self::read(home, &id)?);
+        for name in files::names(&home.sandboxes())? {
+            if let Some(id) = name.strip_suffix(".json") {
+                all.extend(Self::read(home, id)?);
+            }
         }
         Ok(all)
     }
@@ -129,8 +130,7 @@ impl Sandbox {
     }
 
     fn read(home: &Home, id: &str) -> Result<Option<Self>> {
-        let path = home.sandboxes().join(id).join("sandbox.json");
-        let record: Option<SandboxRecord> = files::read_json(&path)?;
+        let record: Option<SandboxRecord> = files::read_json(&record_file(home, id))?;
         Ok(record.map(|record| Self { home: home.clone(), record }))
     }
 
@@ -206,15 +206,12 @@ impl Sandbox {
                 record.erase(&self.home, &rooms).await?;
             }
         }
-        // The record goes last.
-        let folder = self.folder();
-        files::remove(&folder.join("run"))?;
-        files::remove(&folder.join("clusters"))?;
-        files::remove(&folder)
+        files::remove(&self.folder())?;
+        files::remove(&record_file(&self.home, self.id()))
     }
 
     fn save(&self) -> Result<()> {
-        files::write_json(&self.folder().join("sandbox.json"), &self.record)
+        files::write_json(&record_file(&self.home, self.id()), &self.record)
     }
 
     fn folder(&self) -> PathBuf {
@@ -229,6 +226,11 @@ impl Sandbox {
             nodes: Path::new("sandboxes").join(&self.record.id).join(name.as_str()),
         }
     }
+}
+
+/// Beside the sandbox's folder, so that there is never one without the other's being known.
+fn record_file(home: &Home, id: &str) -> PathBuf {
+    home.sandboxes().join(format!("{id}.json"))
 }
 
 /// Whether the fleet file's version is of the same major version as the data: if not, the data decide.

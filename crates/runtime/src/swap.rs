@@ -8,7 +8,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use mainstay_engine::{Host, Layout};
+use mainstay_engine::{Host, Layout, NodeLayout};
 
 use crate::{Error, Result, files};
 
@@ -88,6 +88,13 @@ pub fn set_asides(layout: &Layout) -> Result<Vec<String>> {
     ids.sort();
     ids.dedup();
     Ok(ids)
+}
+
+/// Whether the node has no data, since one of `operations` has set them aside.
+pub(crate) fn missing(node: &NodeLayout, operations: &[String]) -> bool {
+    let had_data =
+        |id: &String| files::names(&aside(&node.dir, "before", id)).is_ok_and(|names| !names.is_empty());
+    !exists(&node.data()) && operations.iter().any(had_data)
 }
 
 fn aside(dir: &Path, what: &str, id: &str) -> PathBuf {

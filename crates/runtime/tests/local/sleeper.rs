@@ -1,6 +1,6 @@
 //! An engine whose servers sleep, and a home for its tests that leaves nothing behind.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -109,6 +109,11 @@ fn sh(node: &str, dir: PathBuf, script: &str, layout: &Layout) -> NodeCommand {
 
 /// A fleet with one cluster of sleepers.
 pub fn fleet(dir: &TempDir, nodes: u32) -> Fleet {
+    fleet_in(dir.path(), nodes)
+}
+
+/// As [`fleet`], in any folder.
+pub fn fleet_in(base: &Path, nodes: u32) -> Fleet {
     let cluster = Cluster {
         name: name("orders"),
         engine: "sleeper".into(),
@@ -129,7 +134,7 @@ pub fn fleet(dir: &TempDir, nodes: u32) -> Fleet {
         tiers: [].into(),
         clusters: [(cluster.name.clone(), cluster)].into(),
         recovery_groups: [].into(),
-        base_dir: dir.path().to_owned(),
+        base_dir: base.to_owned(),
     }
 }
 

@@ -76,6 +76,10 @@ async fn cut_off_between_any_two_renames_it_goes_on() {
     mv("data", "data.before-op");
     swap::set_aside(&layout, &host, "op").unwrap();
     assert_eq!(what(&layout), ["", ""]);
+    // Nobody may begin anew there now.
+    let environment = Environment::open(&at.home, &fleet(&at.dir, 2)).unwrap();
+    let refused = environment.up(&[&SLEEPER as &dyn Engine], None, &Quiet).await.unwrap_err();
+    assert!(refused.to_string().contains("was broken off (op)"), "{refused}");
     put(&layout, "new");
     // Brought back: the new data moved, the old not yet; then half of the new removed.
     mv("data", "data.failed-op");
