@@ -11,6 +11,11 @@ use crate::{Error, Result};
 
 /// Where it is.
 pub(crate) const FORMAT_KEY: &str = "format.json";
+/// Where the keys of a vault are.
+pub(crate) fn keys_name(vault: &str) -> String {
+    format!("keys/{vault}.age")
+}
+
 /// The only version there is.
 const VERSION: u32 = 1;
 
@@ -79,7 +84,7 @@ impl Format {
             return Err(Error::Version { version: format.mainstay_vault });
         }
         let name_ok = |text: &str| text.len() == 16 && text.bytes().all(|b| b.is_ascii_hexdigit());
-        if !name_ok(&format.id) || !format.keys.name.starts_with("keys/") {
+        if !name_ok(&format.id) || format.keys.name != keys_name(&format.id) {
             return Err(damaged("it names no vault"));
         }
         Ok(format)

@@ -393,6 +393,10 @@ impl Index {
                 Error::damaged(format!("{folder}/{name}"), "its lines are not those of an index")
             })?;
         }
+        // A run whose pack was late comes behind later ones.
+        for runs in index.runs.values_mut() {
+            runs.sort_by_key(|run| run.at);
+        }
         Ok(index)
     }
 
@@ -422,9 +426,6 @@ impl Index {
                 Line::File(file) => {
                     let size = file.size;
                     let spec = file.spec()?;
-                    if let Some(runs) = self.runs.get_mut(&spec.path) {
-                        runs.sort_by_key(|run| run.at);
-                    }
                     self.files.insert(spec.path.clone(), (spec, size));
                 }
             }

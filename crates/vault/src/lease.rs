@@ -81,6 +81,9 @@ impl Lease {
         ttl: Duration,
         floor: u64,
     ) -> Result<Self> {
+        if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b)) {
+            return Err(Error::Invalid(format!("`{name}` is no name for a lease")));
+        }
         let nonce = hex::encode(rand::random::<[u8; 8]>());
         // Before anybody in this process can see a beat of it and take us for gone.
         let mark = Mark::new(&nonce);
@@ -265,6 +268,19 @@ pub(crate) async fn forget(vault: &Vault, name: &str) -> Result<()> {
         vault.store().delete(&beat_key(name, generation, beat)).await?;
     }
     Ok(())
+}
+
+/// Removes what is left of all leases whose names begin so and that nobody holds.
+pub(crate) async fn forget_dead(vault: &Vault, beginning: &str) -> Result<()> {
+    let names = vault.store().list_level("leases").await?.folders;
+    let dead = names.iter().filter(|name| name.starts_with(beginning)).map(|name| async move {
+        match is_held(vault, name, crate::writer::ATTEMPT_TTL).await? {
+            true => Ok(()),
+            false => forget(vault, name).await,
+        }
+    });
+    // All at once, since each of another machine takes a while to be sure of.
+    futures::future::join_all(dead).await.into_iter().collect()
 }
 
 /// Returns when the holder is known to be gone, and fails with `Held` when it is known to be alive.

@@ -355,8 +355,8 @@ pub(crate) fn missing_before(objects: &[LogObject]) -> Vec<&LogObject> {
     let (mut lasting_seen, mut ends) = (false, std::collections::HashMap::new());
     for object in objects {
         let absent = object.previous != zeros && !tags.contains(object.previous.as_str());
-        let first = &object.segment.first;
-        // The oldest ones were pruned, and what is first now names one of them.
+        let Segment { first, last, .. } = &object.segment;
+        // The oldest ones were pruned, and what is first now names one of them. Branches outlive them.
         let wrong = match object.kind.lasts() {
             true => lasting_seen,
             false => ends.get(&first.epoch).is_some_and(|end| first.offset > *end),
@@ -364,9 +364,11 @@ pub(crate) fn missing_before(objects: &[LogObject]) -> Vec<&LogObject> {
         if absent && wrong {
             missing.push(object);
         }
-        lasting_seen |= object.kind.lasts();
-        let end = ends.entry(&first.epoch).or_insert(object.segment.last.offset);
-        *end = object.segment.last.offset.max(*end);
+        if object.kind != LogKind::Branch {
+            lasting_seen |= object.kind.lasts();
+            let end = ends.entry(&first.epoch).or_insert(last.offset);
+            *end = last.offset.max(*end);
+        }
     }
     missing
 }

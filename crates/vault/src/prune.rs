@@ -320,12 +320,16 @@ async fn going_log(
     for lane in cluster.lanes(&look.incarnation).await? {
         let objects = cluster.log_objects(&look.incarnation, &lane).await?;
         let alive: HashSet<_> = surviving(&objects).into_iter().map(|object| object.key).collect();
+        // Only from the beginning on, so that what is left has no gaps, whatever clocks said.
+        let mut beginning = true;
         for object in objects {
             let why = if !alive.contains(&object.key) {
                 "another object stands for it"
-            } else if is_older(&object, &lane, until, &stay) {
+            } else if beginning && is_older(&object, &lane, until, &stay) {
                 "it is older than every snapshot that stays"
             } else {
+                // How epochs came to be outlives what was in them.
+                beginning &= object.kind == LogKind::Branch;
                 continue;
             };
             going.push(Going {
@@ -412,8 +416,31 @@ async fn apply_leased(cluster: &ClusterVault, plan: &PrunePlan, lease: &Lease) -
     for tomb in &plan.tombs {
         cluster.vault().store().delete(tomb).await?;
     }
-    cluster.vault().store().sweep().await?;
+    tidy(cluster).await?;
     Ok(pruned)
+}
+
+/// Removes what processes that were killed at a bad moment have left, and nobody can need: no mark is wanted for that.
+async fn tidy(cluster: &ClusterVault) -> Result<()> {
+    let (vault, store) = (cluster.vault(), cluster.vault().store());
+    for incarnation in cluster.incarnations().await? {
+        for folder in cluster.folders(&incarnation).await?.0.iter().filter(|f| f.has_manifest && f.has_started) {
+            store.delete(&format!("{}/{incarnation}/snap/{}/started", cluster.prefix(), folder.id)).await?;
+        }
+    }
+    lease::forget_dead(vault, &attempt_lease("")).await?;
+    for folder in store.list_level("").await?.folders.iter().filter(|folder| folder.starts_with("probe-")) {
+        for object in store.list(folder).await? {
+            store.delete(&object.key).await?;
+        }
+    }
+    for object in store.list_level("keys").await?.objects {
+        // Of somebody who made this vault at the same time and lost.
+        if object.key != crate::format::keys_name(vault.id()) {
+            store.delete(&object.key).await?;
+        }
+    }
+    Ok(store.sweep().await?)
 }
 
 /// Deletes a snapshot or an attempt: its manifest first, so that it is none any more; what is known of it last.

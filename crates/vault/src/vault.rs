@@ -9,7 +9,7 @@ use mainstay_store::{Kind, Store};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::format::{FORMAT_KEY, Format};
+use crate::format::{FORMAT_KEY, Format, keys_name};
 use crate::keys::{Keys, identity_or_new, parse_recipients};
 use crate::manifest::Manifest;
 use crate::sealed::{seal, unseal};
@@ -65,7 +65,7 @@ impl Vault {
         // Kept here before anybody can see the vault: no vault without its keys.
         keys.save()?;
         let wrapped = keys.wrapped()?;
-        let name = format!("keys/{}.age", keys.vault);
+        let name = keys_name(&keys.vault);
         let format = Format::new(&keys, name.clone(), &wrapped);
         store.put(&name, wrapped).await?;
         match store.create(FORMAT_KEY, format.bytes()).await {

@@ -185,6 +185,7 @@ impl<'a> Verifier<'a> {
                         Err(error) => return Err(error.into()),
                     }
                 }
+                What::Keys if *key != crate::format::keys_name(self.vault.id()) => self.found.leftovers += 1,
                 // The format is looked for whether it is listed or not, and names the keys; all else belongs to clusters.
                 What::Format | What::Keys | What::Snap { .. } | What::Pack { .. } | What::Log(_) => {}
             }

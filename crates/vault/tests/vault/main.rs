@@ -4,6 +4,8 @@ mod damage;
 mod faults;
 mod kit;
 mod logs;
+mod memory;
 mod prunes;
 mod s3;
+mod script;
 mod snapshots;
