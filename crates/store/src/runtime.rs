@@ -17,6 +17,7 @@ const BLOCKING_THREADS_MAX: usize = 32;
 #[expect(clippy::expect_used, reason = "without threads nothing of this process can work")]
 fn runtime() -> &'static Runtime {
     RUNTIME.get_or_init(|| {
+        give_back_large_buffers();
         Builder::new_multi_thread()
             .worker_threads(2)
             .max_blocking_threads(BLOCKING_THREADS_MAX)
@@ -26,6 +27,24 @@ fn runtime() -> &'static Runtime {
             .expect("threads for the store")
     })
 }
+
+/// Makes the allocator map buffers of a MiB and more, and unmap them when they are freed.
+///
+/// Left alone, glibc learns from the first freed pack to keep all later ones in its heaps, of which every thread has one: memory then grows
+/// with the number of threads rather than with what is in use.
+#[cfg(target_env = "gnu")]
+#[expect(
+    unsafe_code,
+    reason = "mallopt sets a number in the allocator, under its own lock; there is no safe way to it"
+)]
+fn give_back_large_buffers() {
+    const MAPPED_FROM_BYTES: libc::c_int = 1 << 20;
+    // SAFETY: takes two integers, may be called at any time from any thread, and refuses what it does not know.
+    unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, MAPPED_FROM_BYTES) };
+}
+
+#[cfg(not(target_env = "gnu"))]
+fn give_back_large_buffers() {}
 
 /// Runs a future on the store's runtime, and gives its result. Dropping the returned future stops it.
 pub(crate) async fn run<T: Send + 'static>(future: impl Future<Output = T> + Send + 'static) -> T {
@@ -72,6 +91,8 @@ pub async fn spawn_blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send +
 }
 
 /// Starts a future on the store's runtime, where it goes on whatever becomes of the caller's.
-pub fn spawn<T: Send + 'static>(future: impl Future<Output = T> + Send + 'static) -> tokio::task::JoinHandle<T> {
+pub fn spawn<T: Send + 'static>(
+    future: impl Future<Output = T> + Send + 'static,
+) -> tokio::task::JoinHandle<T> {
     runtime().spawn(future)
 }

@@ -82,10 +82,25 @@ fn error(verb: &'static str, key: &str, source: object_store::Error) -> Error {
         E::PermissionDenied { .. } | E::Unauthenticated { .. } => Kind::Denied,
         E::NotSupported { .. } | E::NotImplemented { .. } => Kind::Unfit,
         E::InvalidPath { .. } | E::UnknownConfigurationKey { .. } => Kind::Invalid,
-        // Connections that break and servers' own errors all come as this.
+        // Connections that break and servers' own errors all come as this; of a listing also what the server refuses, as text alone.
+        other if says(other, &["status code: 403", "status code: 401"]) => Kind::Denied,
+        other if says(other, &["status code: 404"]) => Kind::NotFound,
         _ => Kind::Unavailable,
     };
     Error::new(kind, verb, key).source(source)
+}
+
+/// Whether an error, or what lies under it, says one of these.
+fn says(error: &object_store::Error, texts: &[&str]) -> bool {
+    let mut next: Option<&dyn std::error::Error> = Some(error);
+    while let Some(error) = next {
+        let said = error.to_string();
+        if texts.iter().any(|text| said.contains(text)) {
+            return true;
+        }
+        next = error.source();
+    }
+    false
 }
 
 #[async_trait]

@@ -22,7 +22,8 @@ const PAGE: usize = 8192;
 fn main() -> Outcome<()> {
     let mut args = std::env::args().skip(1).map(PathBuf::from);
     let folder = args.next().ok_or("usage: ceiling FOLDER [WORK]")?;
-    let parent = args.next().or_else(|| folder.parent().map(Path::to_owned)).ok_or("there is no folder to work in")?;
+    let parent =
+        args.next().or_else(|| folder.parent().map(Path::to_owned)).ok_or("there is no folder to work in")?;
     let work = parent.join(format!("ceiling-{}", std::process::id()));
     fs::create_dir_all(&work)?;
     let measured = measure(&folder, &work);
@@ -92,7 +93,8 @@ fn whole(folder: &Path, files: &[(PathBuf, u64)], bytes: u64, work: &Path) -> Ou
         let next = std::sync::atomic::AtomicUsize::new(0);
         std::thread::scope(|scope| -> Outcome<()> {
             let put = || -> Outcome<()> {
-                while let Some((path, _)) = files.get(next.fetch_add(1, std::sync::atomic::Ordering::Relaxed)) {
+                while let Some((path, _)) = files.get(next.fetch_add(1, std::sync::atomic::Ordering::Relaxed))
+                {
                     let name = path.strip_prefix(folder)?.to_string_lossy().into_owned();
                     let cut = Cut::Pages(8192);
                     let spec = FileSpec { path: name, kind: FileKind::Regular, mode: 0o600, cut };
@@ -122,7 +124,8 @@ fn whole(folder: &Path, files: &[(PathBuf, u64)], bytes: u64, work: &Path) -> Ou
     let begun = Instant::now();
     let reader = runtime.block_on(cluster.open_snapshot(&record.id))?;
     let target = work.join("restored");
-    let places: Vec<_> = reader.files()?.into_iter().map(|(spec, _)| (spec.path.clone(), target.join(&spec.path))).collect();
+    let places: Vec<_> =
+        reader.files()?.into_iter().map(|(spec, _)| (spec.path.clone(), target.join(&spec.path))).collect();
     reader.place(&places, None, 2, &Quiet)?;
     row("vault: restore, synced", bytes, begun.elapsed());
     let status = fs::read_to_string("/proc/self/status")?;
@@ -161,7 +164,11 @@ fn walk(folder: &Path, files: &mut Vec<(PathBuf, u64)>) -> Outcome<()> {
 }
 
 fn row(name: &str, bytes: u64, took: Duration) {
-    println!("{name:<36} {:>8.2} GiB/s  {:>8.2} s", gib(bytes) / took.as_secs_f64().max(1e-9), took.as_secs_f64());
+    println!(
+        "{name:<36} {:>8.2} GiB/s  {:>8.2} s",
+        gib(bytes) / took.as_secs_f64().max(1e-9),
+        took.as_secs_f64()
+    );
 }
 
 fn gib(bytes: u64) -> f64 {

@@ -160,6 +160,11 @@ impl Keys {
         encrypt(plain, self.content_to.iter().map(|r| r as _))
     }
 
+    /// As [`Self::encrypt_content`], into a buffer that is there already.
+    pub fn encrypt_content_into(&self, plain: &[u8], cipher: &mut Vec<u8>) -> Result<()> {
+        encrypt_into(plain, self.content_to.iter().map(|r| r as _), cipher)
+    }
+
     /// Encrypts what hosts read again: to the catalogue and to the recipients.
     pub fn encrypt_catalogue(&self, plain: &[u8]) -> Result<Vec<u8>> {
         let catalogue = self.catalogue.to_public();
@@ -281,14 +286,24 @@ fn parse_bundle(bytes: &[u8], vault: &str) -> Result<Bundle> {
 }
 
 fn encrypt<'a>(plain: &[u8], to: impl Iterator<Item = &'a dyn age::Recipient>) -> Result<Vec<u8>> {
-    let failed = |e: std::io::Error| Error::io("encrypt", e);
-    let encryptor = age::Encryptor::with_recipients(to).map_err(|e| Error::Invalid(e.to_string()))?;
     // A tag for every 64 KiB, and the header.
     let mut cipher = Vec::with_capacity(plain.len() + plain.len() / 4096 + 1024);
-    let mut writer = encryptor.wrap_output(&mut cipher).map_err(failed)?;
+    encrypt_into(plain, to, &mut cipher)?;
+    Ok(cipher)
+}
+
+fn encrypt_into<'a>(
+    plain: &[u8],
+    to: impl Iterator<Item = &'a dyn age::Recipient>,
+    cipher: &mut Vec<u8>,
+) -> Result<()> {
+    let failed = |e: std::io::Error| Error::io("encrypt", e);
+    let encryptor = age::Encryptor::with_recipients(to).map_err(|e| Error::Invalid(e.to_string()))?;
+    cipher.clear();
+    let mut writer = encryptor.wrap_output(cipher).map_err(failed)?;
     writer.write_all(plain).map_err(failed)?;
     writer.finish().map_err(failed)?;
-    Ok(cipher)
+    Ok(())
 }
 
 fn decrypt(cipher: &[u8], identities: &[x25519::Identity]) -> Result<Vec<u8>, String> {

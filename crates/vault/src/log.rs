@@ -4,6 +4,7 @@
 //! itself. Its name tells the rest ([`crate::names`]). Objects are written in order, one at a time, each naming the one before; a short
 //! tail goes when a sealed object covers it, a beat when anything follows it.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -349,28 +350,26 @@ pub(crate) fn superseded(objects: &[LogObject]) -> Vec<String> {
 
 /// Objects of one generation, given in order, that name one before them which is not there though nothing stands for it.
 pub(crate) fn missing_before(objects: &[LogObject]) -> Vec<&LogObject> {
-    let tags: std::collections::HashSet<_> = objects.iter().map(|o| o.tag.as_str()).collect();
+    let tags: HashSet<_> = objects.iter().map(|o| o.tag.as_str()).collect();
     let zeros = "0".repeat(TAG_DIGITS);
-    let mut missing = Vec::new();
-    let (mut lasting_seen, mut ends) = (false, std::collections::HashMap::new());
-    for object in objects {
-        let absent = object.previous != zeros && !tags.contains(object.previous.as_str());
-        let Segment { first, last, .. } = &object.segment;
+    let segments = || objects.iter().filter(|o| o.kind != LogKind::Branch);
+    let wrong = |object: &LogObject| {
+        let first = &object.segment.first;
         // The oldest ones were pruned, and what is first now names one of them. Branches outlive them.
-        let wrong = match object.kind.lasts() {
-            true => lasting_seen,
-            false => ends.get(&first.epoch).is_some_and(|end| first.offset > *end),
+        let mut before = segments().filter(|o| o.sequence < object.sequence);
+        if object.kind.lasts() {
+            return before.any(|o| o.kind.lasts());
+        }
+        let reaches = |o: &LogObject| {
+            o.segment.first.epoch == first.epoch
+                && o.segment.first.offset < first.offset
+                && o.segment.last.offset >= first.offset
         };
-        if absent && wrong {
-            missing.push(object);
-        }
-        if object.kind != LogKind::Branch {
-            lasting_seen |= object.kind.lasts();
-            let end = ends.entry(&first.epoch).or_insert(last.offset);
-            *end = last.offset.max(*end);
-        }
-    }
-    missing
+        before.any(|o| o.segment.first.epoch == first.epoch && o.segment.last.offset < first.offset)
+            && !segments().any(reaches)
+    };
+    let absent = |o: &&LogObject| o.previous != zeros && !tags.contains(o.previous.as_str());
+    objects.iter().filter(absent).filter(|object| wrong(object)).collect()
 }
 
 /// Where a generation's objects are.

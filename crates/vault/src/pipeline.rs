@@ -11,13 +11,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+
 use crate::index::{Line, PackInfo, Part, pack_key, seal_part, write_line};
 use crate::{Error, Result, Vault};
 
 /// A pack is closed when it has as many bytes of frames.
 pub(crate) const PACK_BYTES: usize = 16 << 20;
 /// Packs that wait to be encrypted.
-const QUEUE_PACKS_MAX: usize = 2;
+const QUEUE_PACKS_MAX: usize = 1;
 /// Threads that encrypt and upload, each with one pack in clear and one in cipher.
 const UPLOADERS: usize = 2;
 /// A part is written when so many bytes of lines are ready, or after a while.
@@ -235,9 +237,10 @@ impl Shared {
         Job { n, frames, content: 0 }
     }
 
-    fn upload(&self, mut job: Job) -> Result<()> {
+    fn upload(&self, mut job: Job, buffer: &mut Vec<u8>) -> Result<()> {
         let id = format!("{}-{:016x}", self.attempt, rand::random::<u64>());
-        let cipher = self.vault.keys().encrypt_content(&job.frames)?;
+        self.vault.keys().encrypt_content_into(&job.frames, buffer)?;
+        let cipher = Bytes::from(std::mem::take(buffer));
         let info = PackInfo {
             n: job.n,
             id,
@@ -248,8 +251,11 @@ impl Shared {
         };
         job.frames.clear();
         self.state().spare.push(job.frames);
-        let (store, key) = (self.vault.store().clone(), pack_key(&self.prefix, &info.id));
-        mainstay_store::wait(async move { store.put(&key, cipher).await })?;
+        let (store, key, given) =
+            (self.vault.store().clone(), pack_key(&self.prefix, &info.id), cipher.clone());
+        mainstay_store::wait(async move { store.put(&key, given).await })?;
+        // Nobody else has it any more, so that this is no copy.
+        *buffer = Vec::from(cipher);
         let mut state = self.state();
         state.bytes_stored += info.bytes;
         state.on_their_way.remove(&info.n);
@@ -330,6 +336,7 @@ impl State {
 }
 
 fn upload_all(shared: &Shared, jobs: &Mutex<Receiver<Job>>) {
+    let mut buffer = Vec::with_capacity(PACK_BYTES + (1 << 20));
     loop {
         let job = lock(jobs).recv();
         let Ok(job) = job else { return };
@@ -337,7 +344,7 @@ fn upload_all(shared: &Shared, jobs: &Mutex<Receiver<Job>>) {
         if shared.stop.load(Ordering::SeqCst) || shared.state().failed {
             continue;
         }
-        if let Err(error) = shared.upload(job) {
+        if let Err(error) = shared.upload(job, &mut buffer) {
             shared.fail(error);
         }
     }

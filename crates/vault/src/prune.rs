@@ -424,7 +424,9 @@ async fn apply_leased(cluster: &ClusterVault, plan: &PrunePlan, lease: &Lease) -
 async fn tidy(cluster: &ClusterVault) -> Result<()> {
     let (vault, store) = (cluster.vault(), cluster.vault().store());
     for incarnation in cluster.incarnations().await? {
-        for folder in cluster.folders(&incarnation).await?.0.iter().filter(|f| f.has_manifest && f.has_started) {
+        for folder in
+            cluster.folders(&incarnation).await?.0.iter().filter(|f| f.has_manifest && f.has_started)
+        {
             store.delete(&format!("{}/{incarnation}/snap/{}/started", cluster.prefix(), folder.id)).await?;
         }
     }

@@ -88,3 +88,62 @@ fn check(keys: &Keys, key: &str, bytes: &[u8]) -> Result<Envelope> {
     }
     Ok(envelope)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::sync::OnceLock;
+
+    fn keys() -> &'static Keys {
+        static KEYS: OnceLock<Keys> = OnceLock::new();
+        KEYS.get_or_init(|| {
+            let recipient = age::x25519::Identity::generate().to_public().to_string();
+            Keys::generate(std::path::Path::new("/nowhere"), &[recipient]).unwrap()
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+        #[test]
+        fn what_is_sealed_is_read_under_its_own_name_only(text in "\\PC{0,80}", secret in any::<bool>()) {
+            let bytes = seal(keys(), "a/b", "note", secret, &text).unwrap();
+            prop_assert_eq!(unseal::<String>(keys(), "a/b", "note", &bytes).unwrap(), text);
+            prop_assert!(unseal::<String>(keys(), "a/c", "note", &bytes).is_err());
+            prop_assert!(unseal::<String>(keys(), "a/b", "other", &bytes).is_err());
+        }
+
+        #[test]
+        fn no_changed_byte_goes_unnoticed(secret in any::<bool>(), at in any::<prop::sample::Index>(), by in 1_u8..=255) {
+            let mut bytes = seal(keys(), "a/b", "note", secret, &"some text").unwrap();
+            let at = at.index(bytes.len());
+            bytes[at] ^= by;
+            prop_assert!(verify(keys(), "a/b", &bytes).is_err());
+            prop_assert!(unseal::<String>(keys(), "a/b", "note", &bytes).is_err());
+        }
+
+        #[test]
+        fn foreign_bytes_are_refused(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            prop_assert!(verify(keys(), "a", &bytes).is_err());
+            prop_assert!(crate::format::Format::parse(&bytes).is_err());
+            prop_assert!(crate::index::open_part(keys(), "a", "index-00000-0", &bytes).is_err());
+            prop_assert!(keys().decrypt_catalogue("a", &bytes).is_err());
+        }
+    }
+
+    #[test]
+    fn no_changed_byte_of_the_format_goes_unnoticed() {
+        let format = crate::format::Format::new(keys(), crate::format::keys_name(&keys().vault), b"wrapped");
+        let bytes = format.bytes();
+        assert!(crate::format::Format::parse(&bytes).unwrap().is_of(keys()));
+        for at in 0..bytes.len() {
+            let mut changed = bytes.clone();
+            changed[at] ^= 1;
+            assert!(crate::format::Format::parse(&changed).is_err(), "byte {at}");
+        }
+        // A later version says so, and not that it is damaged.
+        let later = br#"{"mainstay_vault":2,"anything":"else"}"#;
+        assert!(matches!(crate::format::Format::parse(later), Err(Error::Version { version: 2 })));
+    }
+}
