@@ -80,8 +80,10 @@ const SANDBOX: [(&str, &str); 6] = [
 
 /// What a server has while it is fed: it waits for us as long as it takes, reads the copy from the socket, and writes nothing by
 /// itself.
-const FED: [(&str, &str); 10] = [
+const FED: [(&str, &str); 11] = [
     ("appendonly", "no"),
+    // What scripts tell us may be large.
+    ("client-output-buffer-limit", "pubsub 0 0 0"),
     ("enable-debug-command", "local"),
     ("maxmemory", "0"),
     ("min-replicas-to-write", "0"),

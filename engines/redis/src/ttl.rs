@@ -24,6 +24,8 @@ use crate::master::{Feed, FeedError};
 pub const CHANNEL: &str = "mainstay:restore";
 /// How many keys a script looks at in one go.
 const BATCH: &str = "2000";
+/// The same, where whole hashes are told.
+const BATCH_HASHES: &str = "100";
 /// How often ends of life are read until every one was seen once.
 const READS_MAX: u32 = 100;
 const READ_AGAIN: Duration = Duration::from_millis(100);
@@ -153,7 +155,7 @@ impl Scripts<'_> {
         let mut messages = self.open(db)?;
         let mut cursor = String::from("0");
         loop {
-            self.send(DUMP_HASHES, &cursor, &messages.0, &[])?;
+            self.send(DUMP_HASHES, &cursor, &messages.0, BATCH_HASHES, &[])?;
             let mut hashes = Vec::new();
             loop {
                 let told = self.runtime.block_on(messages.1.next(BATCH_DEADLINE))?;
@@ -198,8 +200,15 @@ impl Scripts<'_> {
         Ok((channel, messages))
     }
 
-    fn send(&mut self, script: &str, cursor: &str, channel: &str, arguments: &[&str]) -> Result<()> {
-        let mut words = vec!["EVAL", script, "0", cursor, channel, BATCH];
+    fn send(
+        &mut self,
+        script: &str,
+        cursor: &str,
+        channel: &str,
+        batch: &str,
+        arguments: &[&str],
+    ) -> Result<()> {
+        let mut words = vec!["EVAL", script, "0", cursor, channel, batch];
         words.extend(arguments);
         let words: Vec<&[u8]> = words.iter().map(|word| word.as_bytes()).collect();
         self.feed.send_command(&words).map_err(|error| feed_error(self.node, error))
@@ -210,7 +219,7 @@ impl Scripts<'_> {
         let mut cursor = String::from("0");
         let mut sum = Pass::default();
         loop {
-            self.send(script, &cursor, &channel, arguments)?;
+            self.send(script, &cursor, &channel, BATCH, arguments)?;
             let told = self.runtime.block_on(messages.next(BATCH_DEADLINE))?;
             let (next, found) = parse(&told).ok_or_else(|| {
                 Error::new(

@@ -296,7 +296,8 @@ async fn the_state_of_a_stream_is_found_again_by_another_process() {
         // An adapter that has seen nothing yet.
         let other = mainstay_redis::Redis::new();
         let sink = log.sink(&lane, &from);
-        let follow = Follow::follow(&other, &fixture.layout.access(), &lane, &from, &sink);
+        let access = fixture.access();
+        let follow = Follow::follow(&other, &access, &lane, &from, &sink);
         tokio::select! {
             ended = follow => panic!("{:?}", ended.err()),
             waited = log.wait_for(&lane, marked.position.get(&lane).unwrap(), crate::kit::LIMIT) => waited.unwrap(),
