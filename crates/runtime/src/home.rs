@@ -215,8 +215,9 @@ impl Home {
         files::remove_large(&base.join(relative)).await?;
         let _lock = lock::brief_in(&self.path().join("locks"), "nodes")?;
         for above in relative.ancestors().skip(1).filter(|above| !above.as_os_str().is_empty()) {
-            if fs::remove_dir(base.join(above)).is_err() {
-                return Ok(()); // others live there
+            match fs::remove_dir(base.join(above)) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Ok(()), // others live there
+                _ => {}
             }
         }
         if outside && files::names(&base)?.iter().all(|name| name == "home") {
