@@ -5,6 +5,7 @@
 //! reported. A snapshot whose place lies on a branch that ended is no part of any window: it is had by its position alone.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use mainstay_model::{Bracket, Instant, Lane, Place, Position};
 
@@ -70,6 +71,8 @@ pub struct Window {
     pub snapshots: Vec<usize>,
     /// Why it ends, where that is known.
     pub ended: Option<String>,
+    /// Whether the log may go on: nothing is stored behind its end, and nobody said that it was lost.
+    pub is_open: bool,
 }
 
 /// Time that cannot be had.
@@ -90,6 +93,14 @@ pub struct Reach {
     pub to: Instant,
     /// Why it goes no further, where that is known.
     pub ended: Option<String>,
+    /// Whether it may go further: nothing is stored behind its end, and nobody said that it was lost.
+    pub is_open: bool,
+}
+
+impl Reach {
+    fn alone(at: Bracket) -> Self {
+        Self { to: at.latest, ended: Some(UNFOLLOWED.to_owned()), is_open: false }
+    }
 }
 
 /// The log behind a snapshot in one lane.
@@ -102,6 +113,12 @@ pub struct Stretch {
     /// Its parts from the snapshot's start on.
     pub parts: Vec<Part>,
 }
+
+/// Why a snapshot reaches no further than its own instant.
+const UNFOLLOWED: &str = "the log was not followed behind the snapshot before it";
+
+/// How long log may take to arrive before its absence is called a hole.
+pub const LATE: Duration = Duration::from_secs(60);
 
 impl Past {
     /// The windows, the oldest first; they do not overlap within a life.
@@ -117,6 +134,7 @@ impl Past {
                         if reach.to >= window.to {
                             window.to = reach.to;
                             window.ended = reach.ended;
+                            window.is_open = reach.is_open;
                         }
                         window.snapshots.push(number);
                     }
@@ -126,6 +144,7 @@ impl Past {
                         life: index,
                         snapshots: vec![number],
                         ended: reach.ended,
+                        is_open: reach.is_open,
                     }),
                 }
             }
@@ -135,17 +154,19 @@ impl Past {
         all
     }
 
-    /// What lies between the windows.
-    pub fn holes(&self) -> Vec<Hole> {
+    /// What lies between the windows. A snapshot may be stored before the log up to it is: what is late by less than [`LATE`] is no hole.
+    pub fn holes(&self, now: Instant) -> Vec<Hole> {
         let windows = self.windows();
         let mut holes = Vec::new();
         let mut before: Option<&Window> = None;
         for window in &windows {
             if let Some(last) = before
                 && last.to < window.from
+                && !(last.is_open && last.life == window.life && now.since(window.from) < LATE)
             {
                 let reason = match (&last.ended, last.life == window.life) {
                     (Some(reason), _) => reason.clone(),
+                    (None, true) if last.is_open => "the log before the snapshot behind it has not arrived".to_owned(),
                     (None, true) => "the log behind the last snapshot before it breaks off".to_owned(),
                     (None, false) => "another incarnation of the data began".to_owned(),
                 };
@@ -191,14 +212,14 @@ impl Life {
         let mut reach: Option<Reach> = None;
         for (lane, place) in &copy.position.0 {
             let here = match self.lanes.get(lane) {
-                None => Reach { to: copy.at.latest, ended: None },
+                None => Reach::alone(copy.at),
                 Some(stream) => stream.reach(place, copy.at)?,
             };
             if reach.as_ref().is_none_or(|r| here.to < r.to) {
                 reach = Some(here);
             }
         }
-        Some(reach.unwrap_or(Reach { to: copy.at.latest, ended: None }))
+        Some(reach.unwrap_or(Reach::alone(copy.at)))
     }
 
     /// Whether the log leads from `copy` to `position`: every lane of the copy is in it, at or behind the copy's place.
@@ -233,17 +254,22 @@ impl Life {
 
 impl Stream {
     fn reach(&self, place: &Place, at: Bracket) -> Option<Reach> {
-        let alone = Reach { to: at.latest, ended: None };
+        let alone = Reach::alone(at);
         let Some(line) = self.lines.iter().rfind(|line| line.holds(place)) else {
             // The source may have moved on to an epoch that its follower has not seen yet; one that is older than the log was left behind.
             let newest = self.lines.iter().flat_map(|l| &l.runs).filter_map(|r| r.complete_to).max();
             return newest.is_none_or(|newest| newest < at.latest).then_some(alone);
         };
-        let Some(run) = line.run_from(place) else { return Some(alone) };
-        Some(Reach {
-            to: run.complete_to.map_or(at.latest, |to| to.max(at.latest)),
-            ended: run.ended.clone(),
-        })
+        let newest = self.lines.last() == Some(line);
+        let Some(run) = line.run_from(place) else {
+            // The log up to the snapshot may still be on its way.
+            let last = line.runs.last().map(|run| &run.last);
+            let is_open = newest && last.is_some_and(|last| line.is_at_or_below(last, place) == Some(true));
+            return Some(Reach { is_open, ended: alone.ended.filter(|_| !is_open), ..alone });
+        };
+        let is_open = newest && line.runs.last() == Some(run) && run.ended.is_none();
+        let to = run.complete_to.map_or(at.latest, |to| to.max(at.latest));
+        Some(Reach { to, ended: run.ended.clone(), is_open })
     }
 
     fn cut(&self, line: &Line, place: &Place, started: &Place) -> Option<Stretch> {
@@ -285,9 +311,13 @@ mod tests {
     }
 
     fn written(past: &Past) -> String {
+        written_at(past, Instant::MAX)
+    }
+
+    fn written_at(past: &Past, now: Instant) -> String {
         let windows =
             past.windows().into_iter().map(|w| format!("{}-{} of {:?}", w.from.0, w.to.0, w.snapshots));
-        let holes = past.holes().into_iter().map(|h| format!("hole {}-{}: {}", h.from.0, h.to.0, h.reason));
+        let holes = past.holes(now).into_iter().map(|h| format!("hole {}-{}: {}", h.from.0, h.to.0, h.reason));
         windows.chain(holes).collect::<Vec<_>>().join("; ")
     }
 
@@ -318,6 +348,15 @@ mod tests {
         assert_eq!(written(&past), "10-20 of [0]; 30-50 of [1]; hole 20-30: the slot was lost");
         assert!(past.for_time(Instant(25)).is_empty());
         assert_eq!(past.for_time(Instant(40)), [(0, 1)]);
+    }
+
+    #[test]
+    fn log_that_is_late_is_no_hole_before_its_time() {
+        let past = past(vec![copy("x", 10, 10), copy("y", 30, 30)], vec![piece(1, 10, 20)], vec![], vec![]);
+        assert_eq!(written_at(&past, Instant(31)), "10-20 of [0]; 30-30 of [1]");
+        let late = "10-20 of [0]; 30-30 of [1]; hole 20-30: the log before the snapshot behind it has not arrived";
+        assert_eq!(written_at(&past, Instant(61_000_000)), late);
+        assert!(past.for_time(Instant(25)).is_empty());
     }
 
     #[test]

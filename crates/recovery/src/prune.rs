@@ -14,9 +14,6 @@ use crate::error::{Doing, Error, Result};
 /// How long what was marked stays: a restore that reads it now is over by then.
 pub const GRACE: Duration = Duration::from_secs(24 * 3600);
 
-/// How long a prune's lease lasts without a beat.
-const LEASE_TTL: Duration = Duration::from_secs(30);
-
 /// What a prune would do now. Touches nothing.
 ///
 /// # Errors
@@ -26,25 +23,14 @@ pub async fn plan(of: &Protected, grace: Duration, now: Instant) -> Result<Prune
     of.vault.plan_prune(&keep, grace, now).await.doing(|| format!("plan the prune of {}", of.cluster.name))
 }
 
-/// Prunes: one at a time per cluster.
+/// Prunes: the vault sees to it that one does at a time. `holder` says who does, for the log.
 ///
 /// # Errors
 /// As [`plan`]; `Held` while another prunes.
 pub async fn prune(of: &Protected, grace: Duration, holder: &str) -> Result<(PrunePlan, Pruned)> {
-    let cluster = &of.cluster.name;
-    let name = format!("prune.{}", of.vault.prefix().replace('/', "."));
-    let lease = of
-        .vault
-        .vault()
-        .lease(&name, holder, LEASE_TTL)
-        .await
-        .doing(|| format!("begin to prune {cluster}"))?;
     let plan = plan(of, grace, Instant::now()).await?;
-    lease.beat().await.doing(|| format!("keep the right to prune {cluster}"))?;
-    let pruned = of.vault.apply_prune(&plan).await.doing(|| format!("prune {cluster}"))?;
-    if let Err(error) = lease.release().await {
-        tracing::warn!(%cluster, %error, "lease not released");
-    }
+    let pruned = of.vault.apply_prune(&plan).await.doing(|| format!("prune {}", of.cluster.name))?;
+    tracing::debug!(cluster = %of.cluster.name, holder, snapshots = pruned.snapshots, objects = pruned.objects, "pruned");
     Ok((plan, pruned))
 }
 

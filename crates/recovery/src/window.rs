@@ -78,7 +78,7 @@ pub fn describe(
     let windows = catalogue.past.windows();
     let to = windows.iter().map(|w| w.to).max();
     let lost = |to: Instant| now.since(to).as_secs_f64();
-    let holes = catalogue.past.holes();
+    let holes = catalogue.past.holes(now);
     ClusterWindow {
         cluster: cluster.to_owned(),
         from: windows.iter().map(|w| w.from).min(),

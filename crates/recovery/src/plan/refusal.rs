@@ -76,18 +76,12 @@ impl Refusal {
             Self::new("out-of-window", subject, format!("{at} is behind its window, which ends at {last}"))
                 .instead(format!("the latest instant: --at {last}, or --latest"))
         } else {
-            let holes = catalogue.past.holes();
-            let hole = holes.iter().find(|hole| hole.from < at && at < hole.to);
+            let hole = catalogue.past.holes(Instant::MAX).into_iter().find(|hole| hole.from < at && at < hole.to);
             let (what, ends) = match hole {
                 Some(h) => {
                     let what = format!("{at} lies in a hole from {} to {}: {}", h.from, h.to, h.reason);
-                    (
-                        what,
-                        vec![
-                            format!("the instant before it: --at {}", h.from),
-                            format!("the one behind it: --at {}", h.to),
-                        ],
-                    )
+                    let before = format!("the instant before it: --at {}", h.from);
+                    (what, vec![before, format!("the one behind it: --at {}", h.to)])
                 }
                 None => (format!("no snapshot and unbroken log reach {at}"), self::windows(catalogue)),
             };

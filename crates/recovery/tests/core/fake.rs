@@ -374,7 +374,10 @@ impl Replay for Fake {
         let (lane, from) = (lane(), &job.snapshot.taken().position);
         let (from, to) = (from.get(&lane).unwrap(), job.cut.get(&lane).unwrap());
         let mut reached = from.clone();
-        for (index, segment) in log_segments(job, &lane).iter().enumerate() {
+        for (index, segment) in job.log.segments(&lane).iter().enumerate() {
+            if reached == *to {
+                break;
+            }
             tokio::task::yield_now().await;
             let bytes = job.log.read(&lane, index)?.bytes;
             for (n, record) in bytes.chunks_exact(16).enumerate() {
@@ -395,10 +398,6 @@ impl Replay for Fake {
         let position = Position::single(lane, reached);
         Ok(Replayed { position, notes: vec![] })
     }
-}
-
-fn log_segments(job: &RestoreJob<'_>, lane: &Lane) -> Vec<Segment> {
-    job.log.segments(lane)
 }
 
 #[async_trait]
@@ -489,15 +488,18 @@ impl Prove for Fake {
 }
 
 /// Its servers are files: there are no processes.
-pub struct NoProcesses;
+pub struct NoProcesses {
+    /// Where the nodes' folders are.
+    pub dir: std::path::PathBuf,
+}
 
 #[async_trait]
 impl Host for NoProcesses {
     async fn start(&self, _: &NodeCommand) -> Result<u32> {
         Err(Error::new(Kind::Unsupported, "no processes here"))
     }
-    fn running(&self, _: &str) -> Option<u32> {
-        None
+    fn running(&self, node: &str) -> Option<u32> {
+        self.dir.join(node).join("running").exists().then_some(1)
     }
     async fn stop(&self, _: &str, _: &str, _: Duration) -> Result<()> {
         Ok(())

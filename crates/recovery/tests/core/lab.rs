@@ -134,7 +134,7 @@ pub fn run_options() -> RunOptions {
 }
 
 pub fn site(cluster: &Cluster, dir: &Path) -> Site {
-    Site { layout: layout(cluster, dir), host: Arc::new(NoProcesses) }
+    Site { layout: layout(cluster, dir), host: Arc::new(NoProcesses { dir: dir.to_owned() }) }
 }
 
 pub fn layout(cluster: &Cluster, dir: &Path) -> Layout {
@@ -248,7 +248,7 @@ impl Local {
 #[async_trait]
 impl Swap for Local {
     async fn site(&self, cluster: &str) -> engine::Result<Site> {
-        Ok(Site { layout: self.layout(cluster), host: Arc::new(NoProcesses) })
+        Ok(Site { layout: self.layout(cluster), host: Arc::new(NoProcesses { dir: self.dir.clone() }) })
     }
     async fn set_aside(&self, cluster: &str, operation: &str) -> engine::Result<()> {
         tokio::task::yield_now().await;

@@ -1,6 +1,8 @@
 //! Recovery over a fake engine and a vault in memory: what is restored is what was there, whatever happened on the way.
 
 mod fake;
+mod faults;
+
 mod lab;
 mod local;
 mod paths;

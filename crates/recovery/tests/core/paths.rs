@@ -106,8 +106,11 @@ async fn a_group_goes_to_one_instant_and_to_one_point() {
     for of in &members {
         backup(of).await.unwrap();
     }
-    lab.write(0, 5);
-    let at = other.world().write(1, 1);
+    let last = lab.write(0, 5);
+    let mut at = other.world().write(1, 1);
+    while at <= last {
+        at = other.world().write(1, 1);
+    }
     let positions: BTreeMap<String, Position> = [("orders", lab.fake), ("stock", other)]
         .map(|(name, fake)| (name.to_owned(), Position::single(lane(), fake.world().end())))
         .into();
