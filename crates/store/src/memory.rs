@@ -24,6 +24,13 @@ impl Memory {
         }
     }
 
+    /// Another store with the same objects, that goes its own way from here on.
+    #[must_use]
+    pub fn fork(&self) -> Self {
+        let objects = self.lock().clone();
+        Self { objects: Arc::new(Mutex::new(objects)) }
+    }
+
     /// All keys.
     pub fn keys(&self) -> Vec<String> {
         self.lock().keys().cloned().collect()

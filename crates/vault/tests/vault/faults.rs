@@ -9,7 +9,7 @@ use mainstay_model::Instant;
 use mainstay_store::{Backend, Fault, Faults, Faulty, Limits, Memory, Store};
 use mainstay_vault::{ClusterVault, LogEntry, Vault, VerifyOptions};
 
-use crate::kit::{Files, Kit, compare, keep_one, now, snapshot, tiny};
+use crate::kit::{Files, Kit, compare, compare_reads, keep_one, now, snapshot, tiny};
 use crate::logs::{entry, lane};
 
 fn prune(cluster: &ClusterVault) -> Result<(), String> {
@@ -43,7 +43,7 @@ fn all_is_well(kit: &Kit, memory: &Memory, versions: &[&Files], context: &str) {
     }
     let newest = versions[versions.len() - 1];
     let id = work(&cluster, newest).unwrap_or_else(|e| panic!("{context}: {e}"));
-    compare(&cluster, &id, newest).unwrap();
+    compare_reads(&cluster, &id, newest).unwrap();
     for _ in 0..2 {
         prune(&cluster).unwrap_or_else(|e| panic!("{context}: {e}"));
     }
@@ -59,7 +59,7 @@ fn all_is_well(kit: &Kit, memory: &Memory, versions: &[&Files], context: &str) {
 }
 
 fn compare_quietly(cluster: &ClusterVault, id: &str, files: &Files) -> bool {
-    std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| compare(cluster, id, files).is_ok()))
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| compare_reads(cluster, id, files).is_ok()))
         .unwrap_or(false)
 }
 
@@ -70,10 +70,11 @@ fn killed_at_every_call() {
     new.get_mut("base/1/1000").unwrap().1[3] ^= 1;
     new.get_mut("label").unwrap().1.push(b'!');
     // How many calls an undisturbed run makes.
+    let before = Memory::default();
+    let kit = Kit::on(before.clone());
+    snapshot(&kit.cluster(), &old).unwrap();
     let run = |faults: Faults, context: &str| {
-        let memory = Memory::default();
-        let kit = Kit::on(memory.clone());
-        snapshot(&kit.cluster(), &old).unwrap();
+        let memory = before.fork();
         let faulty = Faulty::new(memory.clone(), Faults::every(u64::MAX, Fault::Before));
         let cluster = kit.through(faulty.clone());
         faulty.set(faults);
