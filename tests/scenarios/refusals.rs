@@ -18,7 +18,7 @@ fn damage_and_impossible_targets_are_refused() {
     let none = fleet.ok(&["recover", "list"]);
     assert_eq!(none.as_array().map(Vec::len), Some(0), "a refused restore left something: {none}");
     fleet.exits(2, &["recover", "run", "orders", "--at", "yesterday"]);
-    fleet.exits(1, &["recover", "run", "nobody", "--latest"]);
+    fleet.exits(2, &["recover", "run", "nobody", "--latest"]);
 
     // A home without the identity lists, but does not restore.
     let other = fleet.command_in("other", &["--output", "json", "recover", "plan", "orders", "--latest"]).output().unwrap();

@@ -14,7 +14,14 @@ pub async fn run(cx: &Cx, args: &ClustersArgs) -> Result {
     let session = Session::open(cx)?;
     let mut windows = Vec::new();
     for cluster in session.backed_up(session.select(&args.clusters)?) {
-        let of = session.protected(cluster, Missing::Fail).await?;
+        let of = match session.protected(cluster, Missing::Fail).await {
+            // A vault that was never made holds nothing yet.
+            Err(failure) if failure.code == "vault-missing" => {
+                windows.push(nothing(cluster.name.as_str()));
+                continue;
+            }
+            of => of?,
+        };
         let found = window(&of).await?;
         for damaged in &found.damaged {
             cx.printer.say(format!("{damaged} cannot be read and was left out: see `mainstay backup verify`"));
@@ -35,6 +42,11 @@ pub async fn run(cx: &Cx, args: &ClustersArgs) -> Result {
         }
         text
     })
+}
+
+fn nothing(cluster: &str) -> Window {
+    let rpo = Rpo { spool_seconds: None, vault_seconds: None };
+    Window { cluster: cluster.to_owned(), from: None, to: None, rpo, holes: Vec::new() }
 }
 
 fn row(found: ClusterWindow) -> Window {
