@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use mainstay_engine::{self as engine, Cutting, Kind, LogSource, TimeMark};
+use mainstay_engine::{self as engine, Cutting, Kind, LogSource};
 use mainstay_model::{Bracket, Instant, Lane, Place, Position};
 
 use super::{Answer, Refusal, Wanted, blocking};
@@ -215,7 +215,10 @@ fn refused<T>(cluster: &str, error: engine::Error, doing: &str) -> Result<Answer
     Ok(Err(refusal))
 }
 
-/// How far a cut at `place` may be from `at`, from the times known of the log on either side of it.
+/// How far a cut at `place` may be from `at`: the times known of what lies right behind it, and right below.
+///
+/// Only where the place is the end of a time mark. An adapter that cuts within one knows more than the marks say (the times of single
+/// commits), and is believed.
 fn skew(lane: &Lane, place: &Place, log: &dyn LogSource, at: Instant) -> engine::Result<Skew> {
     let mut skew = Skew::default();
     for (index, segment) in log.segments(lane).iter().enumerate() {
@@ -223,23 +226,76 @@ fn skew(lane: &Lane, place: &Place, log: &dyn LogSource, at: Instant) -> engine:
         if segment.first.epoch != place.epoch || place.offset < first || place.offset > last {
             continue;
         }
-        let data = log.read(lane, index)?;
-        let holding = |behind: bool| {
-            // A mark speaks of what lies below its offset and not below the mark before.
-            let past =
-                |m: &&TimeMark| if behind { m.offset > place.offset } else { m.offset >= place.offset };
-            data.times.iter().find(past).map(|m| m.at)
+        let times = log.read(lane, index)?.times;
+        let below = times.iter().position(|m| m.offset == place.offset);
+        let behind = match below {
+            Some(index) => times.get(index + 1),
+            None if place.offset == first => times.first(),
+            None => None,
         };
-        if first < place.offset
-            && let Some(below) = holding(false)
-        {
-            skew.late = skew.late.max(below.latest.since(at));
+        if let Some(mark) = below.and_then(|index| times.get(index)) {
+            skew.late = skew.late.max(mark.at.latest.since(at));
         }
-        if place.offset < last
-            && let Some(behind) = holding(true)
-        {
-            skew.early = skew.early.max(at.since(behind.earliest));
+        if let Some(mark) = behind {
+            skew.early = skew.early.max(at.since(mark.at.earliest));
         }
     }
     Ok(skew)
+}
+
+#[cfg(test)]
+mod tests {
+    use mainstay_engine::{LogSource, Segment, SegmentData, TimeMark};
+    use mainstay_model::{Branch, Offset};
+
+    use super::*;
+
+    /// One segment of ten bytes, with marks at 4 (from 100 to 200) and at 10 (from 190 to 300).
+    struct OneSegment;
+
+    impl LogSource for OneSegment {
+        fn lanes(&self) -> Vec<Lane> {
+            vec![Lane::new("l")]
+        }
+        fn segments(&self, _: &Lane) -> Vec<Segment> {
+            let bracket = Bracket { earliest: Instant(100), latest: Instant(300) };
+            vec![Segment { first: Place::new("a", 0), last: Place::new("a", 10), bracket }]
+        }
+        fn read(&self, lane: &Lane, index: usize) -> engine::Result<SegmentData> {
+            let mark = |offset: u64, from, to| TimeMark {
+                offset: Offset::from(offset),
+                at: Bracket { earliest: Instant(from), latest: Instant(to) },
+            };
+            Ok(SegmentData {
+                segment: self.segments(lane)[index].clone(),
+                times: vec![mark(4, 100, 200), mark(10, 190, 300)],
+                carry: String::new(),
+                bytes: bytes::Bytes::from_static(&[0; 10]),
+            })
+        }
+        fn branches(&self, _: &Lane) -> Vec<(Branch, Option<bytes::Bytes>)> {
+            vec![]
+        }
+        fn complete_to(&self, _: &Lane) -> Option<Instant> {
+            None
+        }
+    }
+
+    fn check(offset: u64, at: i64, late_us: u64, early_us: u64) {
+        let found = skew(&Lane::new("l"), &Place::new("a", offset), &OneSegment, Instant(at)).unwrap();
+        let us = Duration::from_micros;
+        assert_eq!((found.late, found.early), (us(late_us), us(early_us)), "{offset} at {at}");
+    }
+
+    #[test]
+    fn a_cut_is_as_sure_as_the_times_around_it() {
+        check(4, 250, 0, 60);
+        check(4, 195, 5, 5);
+        check(4, 185, 15, 0);
+        check(7, 250, 0, 0);
+        check(0, 150, 0, 50);
+        check(10, 350, 0, 0);
+        let one = |late, early| Skew { late: Duration::from_micros(late), early: Duration::from_micros(early) };
+        assert_eq!(Skew::apart(&[one(5, 0), one(0, 60)]), Duration::from_micros(65));
+    }
 }
