@@ -251,7 +251,15 @@ impl Suite<'_> {
             marks.push(self.followed(&log, body).await);
             if round == 1 {
                 let content = self.content().await;
-                between = Some((self.fixture.instant_between().await, content));
+                // Where a log has no times of its own, they are those at which it was followed.
+                let body = async {
+                    let at = self.fixture.instant_between().await;
+                    for lane in log.lanes() {
+                        log.wait_for_time(&lane, at, LIMIT).await.expect("an idle log is complete up to now");
+                    }
+                    at
+                };
+                between = Some((self.followed(&log, body).await, content));
                 second = Some(self.snapshot().await);
             }
         }

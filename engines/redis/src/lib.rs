@@ -23,6 +23,7 @@ mod prove;
 pub mod rdb;
 mod replay;
 mod restore;
+mod revive;
 mod snapshot;
 pub mod stream;
 mod topology;

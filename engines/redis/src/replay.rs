@@ -24,11 +24,12 @@ use crate::connect::{self, Client};
 use crate::cut;
 use crate::launch::{last_words, remember, start_node, wait_ready};
 use crate::link::Door;
-use crate::master::Listener;
+use crate::master::{FeedError, Listener};
 use crate::prove::{content_of, keep, keyspace};
 use crate::restore::plan;
+use crate::revive::Reviver;
 use crate::snapshot::ShardMeta;
-use crate::stream::{Boundary, Splitter};
+use crate::stream::{Boundary, StreamError};
 use crate::ttl::{Scripts, feed_error};
 
 /// How long a server that is fed may do nothing. Loading a file of many gigabytes counts as doing something only at its end.
@@ -159,14 +160,16 @@ fn feed_one(job: &RestoreJob<'_>, waiting: Waiting<'_>, progress: Arc<dyn Progre
     let mut copy = job.snapshot.open(&shard.file)?;
     feed.send_copy(Some(shard.bytes), &mut copy).map_err(failed)?;
     let copied = begun.elapsed();
-    let mut splitter = Splitter::new(Boundary { offset: from, db: Some(shard.stream_db), in_multi: false });
+    let mut reviver = Reviver::new(Boundary { offset: from, db: Some(shard.stream_db), in_multi: false });
     each_piece(job.log, &shard.lane, from, to, |piece| {
-        let damaged =
-            |error| Error::new(Kind::Damaged, format!("read the log of {}", shard.lane)).source(error);
-        splitter.feed(piece, |_| {}).map_err(damaged)?;
-        feed.send(piece).map_err(failed)
+        reviver.feed(piece, |bytes| feed.send(bytes).map_err(Fault::Feed)).map_err(|fault| match fault {
+            Fault::Feed(error) => failed(error),
+            Fault::Stream(error) => {
+                Error::new(Kind::Damaged, format!("read the log of {}", shard.lane)).source(error)
+            }
+        })
     })?;
-    if splitter.clean().map(|clean| clean.offset) != Some(to) {
+    if reviver.clean().map(|clean| clean.offset) != Some(to) {
         return Err(Error::new(
             Kind::Invalid,
             format!(
@@ -189,6 +192,18 @@ fn feed_one(job: &RestoreJob<'_>, waiting: Waiting<'_>, progress: Arc<dyn Progre
     feed.confirm().map_err(failed)?;
     runtime.block_on(client.call(&["REPLICAOF", "NO", "ONE"]))?;
     Ok(Fed { place, content, shifted })
+}
+
+/// Why a piece of the log could not be sent.
+enum Fault {
+    Feed(FeedError),
+    Stream(StreamError),
+}
+
+impl From<StreamError> for Fault {
+    fn from(error: StreamError) -> Fault {
+        Fault::Stream(error)
+    }
 }
 
 /// Takes the content as it is at the cut, and then moves the ends of life.

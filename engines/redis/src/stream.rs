@@ -143,6 +143,13 @@ impl Splitter {
         Boundary { offset: self.command_start, db: self.db, in_multi: self.in_multi }
     }
 
+    /// The name of the command that has not ended, as soon as it is known.
+    pub fn unfinished(&self) -> Option<&[u8]> {
+        // A name is whole once another argument, or its own line end, has begun.
+        let whole = self.arguments.len() > 1 || matches!(self.state, State::BulkEnd { .. } | State::BulkLine);
+        self.arguments.first().filter(|_| whole && self.state != State::Idle).map(Vec::as_slice)
+    }
+
     /// Whether the last byte fed ended a command.
     pub fn at_boundary(&self) -> bool {
         self.state == State::Idle
