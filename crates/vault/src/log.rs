@@ -4,8 +4,9 @@
 //! itself. Its name tells the rest ([`crate::names`]). Objects are written in order, one at a time, each naming the one before; a short
 //! tail goes when a sealed object covers it, a beat when anything follows it.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::{Duration, Instant as Monotonic};
 
 use bytes::Bytes;
 use mainstay_engine::{Segment, SegmentData, TimeMark};
@@ -167,6 +168,9 @@ pub struct LogWriter {
     previous_lasting: String,
     /// What was tried last and may have arrived: the same bytes are tried again.
     pending: Option<(Name, Bytes)>,
+    /// When each sealed object was written, by its number; of those that were there at [`Self::begin`], `begun`.
+    sealed_at: HashMap<u64, Monotonic>,
+    begun: Monotonic,
 }
 
 impl LogWriter {
@@ -193,6 +197,8 @@ impl LogWriter {
             previous_lasting: tag_or_zeros(written.iter().rfind(|object| object.kind.lasts())),
             written,
             pending: None,
+            sealed_at: HashMap::new(),
+            begun: Monotonic::now(),
         })
     }
 
@@ -223,6 +229,9 @@ impl LogWriter {
         let size = bytes.len() as u64;
         self.vault.store().put(&key, bytes).await?;
         self.pending = None;
+        if name.kind == LogKind::Sealed {
+            self.sealed_at.insert(name.sequence, Monotonic::now());
+        }
         self.sequence = name.sequence + 1;
         self.previous.clone_from(&name.tag);
         if name.kind.lasts() {
@@ -299,7 +308,19 @@ impl LogWriter {
     /// # Errors
     /// The store's; they are deleted the next time then.
     pub async fn retire(&mut self) -> Result<u64> {
-        let gone = superseded(&self.written);
+        self.retire_after(Duration::ZERO).await
+    }
+
+    /// As [`Self::retire`], for what was covered at least `settled` ago: a restore that was planned before that still reads the tails.
+    ///
+    /// # Errors
+    /// The store's; they are deleted the next time then.
+    pub async fn retire_after(&mut self, settled: Duration) -> Result<u64> {
+        let covers = |object: &&LogObject| {
+            let written = self.sealed_at.get(&object.sequence).unwrap_or(&self.begun);
+            object.kind != LogKind::Sealed || written.elapsed() >= settled
+        };
+        let gone = superseded(&self.written.iter().filter(covers).cloned().collect::<Vec<_>>());
         for key in &gone {
             self.vault.store().delete(key).await?;
             self.written.retain(|object| object.key != *key);
