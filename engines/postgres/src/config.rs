@@ -112,12 +112,9 @@ fn judge(installation: &Installation, name: &str, value: &str) -> Option<Mistake
     if parts.len() > 1 {
         return None;
     }
-    let folder = std::env::temp_dir().join(format!("mainstay-pg-check-{}", std::process::id()));
-    std::fs::create_dir_all(&folder).ok()?;
-    std::fs::write(folder.join("postgresql.conf"), "").ok()?;
+    // No data directory is needed for this, only the name of a folder, and a configuration that says nothing.
     let output = Command::new(installation.bin.join("postgres"))
-        .args(["-C", name, "-c", &format!("{name}={value}"), "-D"])
-        .arg(&folder)
+        .args(["-C", name, "-c", &format!("{name}={value}"), "-c", "config_file=/dev/null", "-D", "/"])
         .env("LC_ALL", "C")
         .stdin(Stdio::null())
         .output()
@@ -242,6 +239,8 @@ pub fn render(layout: &Layout, node: &NodeLayout, role: &Role, last: &[(String, 
     set("cluster_name", &node.name);
     set("hot_standby", "on");
     set("full_page_writes", "on");
+    // Restored and cloned tablespaces lie inside the data directory; without this, recovery ends with a PANIC at them.
+    set("allow_in_place_tablespaces", "on");
     set("logging_collector", "off");
     set("log_destination", "stderr");
     set("recovery_target_timeline", "latest");

@@ -22,6 +22,7 @@ use crate::{Postgres, connect, disk, fault, install};
 const START_DEADLINE: Duration = Duration::from_secs(120);
 const STOP_GRACE: Duration = Duration::from_secs(60);
 const CLONE_DEADLINE: Duration = Duration::from_secs(3600);
+const RELOAD_PATIENCE: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(50);
 
 #[async_trait]
@@ -119,6 +120,7 @@ fn newest_timeline(node: &NodeLayout) -> u32 {
 }
 
 async fn initialize(layout: &Layout, node: &NodeLayout, host: &dyn Host) -> Result<()> {
+    disk::remove(&kept_file(node))?;
     // Made beside its place and renamed: an initdb that was killed leaves nothing that looks like data.
     let partial = node.dir.join("data.partial");
     disk::remove_all(&partial)?;
@@ -174,8 +176,31 @@ pub(crate) async fn start_node(
     if host.running(&node.name).is_some() {
         return Ok(());
     }
-    write_files(layout, node, role, last, config::HBA)?;
+    let mut settings = kept(node)?;
+    settings.extend(last.iter().cloned());
+    write_files(layout, node, role, &settings, config::HBA)?;
     start_server(layout, node, host).await
+}
+
+/// Settings that a restored data directory needs for as long as it lives.
+fn kept_file(node: &NodeLayout) -> PathBuf {
+    node.dir.join("restored.json")
+}
+
+pub(crate) fn keep(layout: &Layout, node: &NodeLayout, settings: &[(String, String)]) -> Result<()> {
+    let text = serde_json::to_vec(settings)
+        .map_err(|error| Error::new(Kind::Invalid, "write down a restored node's settings").source(error))?;
+    disk::write(&kept_file(node), &text, 0o600, layout.owner)
+}
+
+fn kept(node: &NodeLayout) -> Result<Vec<(String, String)>> {
+    let path = kept_file(node);
+    let text = match std::fs::read(&path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.map_err(|error| Error::io(format!("read {}", path.display()), error))?,
+    };
+    serde_json::from_slice(&text)
+        .map_err(|error| Error::new(Kind::Damaged, format!("read {}", path.display())).source(error))
 }
 
 pub(crate) fn write_files(
@@ -214,7 +239,10 @@ pub(crate) async fn ready(layout: &Layout, node: &NodeLayout, host: &dyn Host) -
     loop {
         if says_ready(node) {
             match ask(&access, &place).await {
-                Err(error) if error.kind != Kind::Unreachable => return Err(error),
+                // A server that was just told to read its files again may still refuse.
+                Err(error) if error.kind != Kind::Unreachable && begun.elapsed() > RELOAD_PATIENCE => {
+                    return Err(error);
+                }
                 Err(error) => tracing::debug!(%error, "not ready yet"),
                 Ok(()) => return Ok(()),
             }

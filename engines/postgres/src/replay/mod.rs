@@ -295,6 +295,7 @@ async fn open(
         settings.extend(quiet(meta));
         settings.push(("max_wal_senders".into(), "4".into()));
     }
+    launch::keep(job.layout, node, &settings)?;
     launch::write_files(job.layout, node, &Role::Primary, &settings, config::HBA)?;
     batch("SELECT pg_reload_conf()".into()).await?;
     drop(sql);

@@ -87,8 +87,8 @@ impl Client {
             "WAL false".to_owned(),
             // The log comes over another connection of ours; there may be no archive at all.
             "WAIT false".to_owned(),
-            // Pages are checked here, with what the server cannot do: read a torn page again.
-            "VERIFY_CHECKSUMS false".to_owned(),
+            // The server reads a torn page again, which we cannot; one that stays bad ends the backup with an error.
+            "VERIFY_CHECKSUMS true".to_owned(),
             "MANIFEST 'no'".to_owned(),
         ];
         if let Some(rate) = options.kib_per_second_max {

@@ -3,4 +3,5 @@
 mod conformance;
 mod failover;
 mod job;
+mod traps;
 mod world;

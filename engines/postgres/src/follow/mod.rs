@@ -9,35 +9,33 @@
 //! Timelines are followed by their histories: a link that ends at a fork goes on in the timeline that the server names, and what
 //! we hold beyond a fork is reported as [`Kind::Diverged`] with the place where the surviving history left it.
 
+mod chunk;
+mod mind;
+
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::time::{Duration, Instant as Clock};
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use futures::FutureExt;
-use mainstay_engine::{Access, Chunk, Error, Follow, Kind, LogSink, Never, Result, TimeMark};
-use mainstay_model::{Bracket, Branch, Epoch, Instant, Lane, Place};
+use mainstay_engine::{Access, Chunk, Error, Follow, Kind, LogSink, Never, Result};
+use mainstay_model::{Branch, Epoch, Lane, Place};
 
-use crate::connect::{self, Standing};
+use self::chunk::Scan;
+use crate::connect;
 use crate::lsn::{self, Lsn, Timeline};
 use crate::replication::{Client, ReplicationError, Started, Streamed, WalStream};
 use crate::snapshot::lane;
-use crate::wal::{Event, Scanner, decode};
+use crate::wal::Scanner;
 use crate::{Postgres, fault};
 
 /// The longest that an append stays without an fsync.
 const SYNC_INTERVAL: Duration = Duration::from_millis(20);
 const STATUS_INTERVAL: Duration = Duration::from_secs(5);
-const BEAT_INTERVAL: Duration = Duration::from_millis(500);
-const SLOTS_INTERVAL: Duration = Duration::from_secs(3);
 /// The server sends a keepalive at the latest after half its wal_sender_timeout when we answer; this is far beyond.
 const SILENCE_MAX: Duration = Duration::from_secs(120);
 /// How long the spool may take nothing: less than the time after which a server counts us as dead.
 const SPOOL_PATIENCE: Duration = Duration::from_secs(20);
-const ASK_DEADLINE: Duration = Duration::from_secs(10);
-/// A commit takes its time before its record is in the log; this much is allowed for in between.
-const COMMIT_SLACK: Duration = Duration::from_millis(250);
 
 #[async_trait]
 impl Follow for Postgres {
@@ -55,7 +53,12 @@ impl Follow for Postgres {
         let (history, _) = connect::history(&mut client, identity.timeline).await?;
         let segment_size = segment_size(&primary.sql).await?;
         // A segment's beginning says where its first record is; the slot keeps whole segments.
-        Ok(lsn::place(&lsn::epoch(identity.timeline, &history), identity.flushed.segment_start(segment_size)))
+        let start = identity.flushed.segment_start(segment_size);
+        // Just behind a promotion that is still its parent's.
+        let branches = connect::branches(identity.timeline, &history);
+        let branch = branches.iter().rev().find(|branch| branch.first.low() <= start.0).or(branches.first());
+        let epoch = branch.map(|branch| &branch.epoch);
+        Ok(lsn::place(epoch.unwrap_or(&lsn::epoch(identity.timeline, &history)), start))
     }
 
     async fn follow(&self, access: &Access, _: &Lane, from: &Place, sink: &dyn LogSink) -> Result<Never> {
@@ -331,130 +334,12 @@ impl Link<'_> {
         set(&self.durable, durable);
         Ok(())
     }
-
-    /// Moves slots on, tells the time, and watches for a promotion, beside the stream.
-    async fn mind(&self, primary: &Standing) -> Error {
-        match self.try_mind(primary).await {
-            Ok(never) => match never {},
-            Err(error) => error,
-        }
-    }
-
-    async fn try_mind(&self, primary: &Standing) -> Result<Never> {
-        let mut beat = tokio::time::interval(BEAT_INTERVAL);
-        beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut slots_moved: Option<Clock> = None;
-        let mut moved = Lsn(0);
-        loop {
-            beat.tick().await;
-            self.beat(&primary.sql).await?;
-            if slots_moved.is_none_or(|since| since.elapsed() >= SLOTS_INTERVAL) {
-                slots_moved = Some(Clock::now());
-                let durable = Lsn(get(&self.durable).offset.low());
-                if durable > moved {
-                    self.advance(&primary.sql, durable).await?;
-                    moved = durable;
-                }
-                self.visit_standbys(primary, durable).await?;
-            }
-        }
-    }
-
-    /// With nothing in the server's log that we do not have, its clock moves the window's end on.
-    async fn beat(&self, sql: &tokio_postgres::Client) -> Result<()> {
-        let what = "ask how far the log is";
-        // The clock is read before the place: what was committed by then is below it.
-        let query =
-            "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint, pg_current_wal_insert_lsn()";
-        let asked = tokio::time::timeout(ASK_DEADLINE, connect::row(sql, what, query)).await;
-        let row = asked
-            .map_err(|_| Error::new(Kind::Unreachable, format!("{what}: no answer in {ASK_DEADLINE:?}")))??;
-        let clock = Instant(connect::column(&row, 0, what)?);
-        let end: Lsn = connect::column(&row, 1, what)?;
-        let durable = get(&self.durable);
-        if lsn::before_header(end, self.segment_size) <= Lsn(durable.offset.low()) {
-            self.sink.beat(&durable, Bracket { earliest: clock - COMMIT_SLACK, latest: clock }).await?;
-        }
-        Ok(())
-    }
-
-    async fn advance(&self, sql: &tokio_postgres::Client, to: Lsn) -> Result<()> {
-        let slot = connect::quote_text(&connect::slot(self.access));
-        let query = format!(
-            "SELECT pg_replication_slot_advance(slot_name, '{to}') FROM pg_replication_slots \
-             WHERE slot_name = {slot} AND restart_lsn < '{to}' AND NOT active"
-        );
-        connect::rows(sql, "move our slot on", &query).await.map(drop)
-    }
-
-    /// Makes and moves our slot on the standbys, so that whichever is promoted still has the log behind us. A standby that does not
-    /// answer is none of the link's business; one that was promoted ends it.
-    async fn visit_standbys(&self, primary: &Standing, durable: Lsn) -> Result<()> {
-        for index in (0..self.access.nodes.len()).filter(|index| *index != primary.index) {
-            let visit = async {
-                let standing = connect::standing(self.access, index).await?;
-                if !standing.in_recovery {
-                    return Ok(
-                        standing.timeline > primary.timeline && standing.system_id == primary.system_id
-                    );
-                }
-                let mut client = connect::replicate(self.access, &self.access.nodes[index]).await?;
-                ensure_slot(&mut client, &connect::slot(self.access)).await?;
-                self.advance(&standing.sql, durable).await?;
-                Ok(false)
-            };
-            match tokio::time::timeout(ASK_DEADLINE, visit).await {
-                Ok(Ok(true)) => {
-                    let name = &self.access.nodes[index].name;
-                    return Err(Error::new(
-                        Kind::Unreachable,
-                        format!("{name} was promoted: the log goes on there"),
-                    ));
-                }
-                Ok(Ok(false)) => {}
-                Ok(Err::<bool, Error>(error)) => {
-                    tracing::debug!(node = self.access.nodes[index].name, %error, "standby not visited")
-                }
-                Err(_) => tracing::debug!(node = self.access.nodes[index].name, "standby did not answer"),
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Reads the log as it passes, for the times of its commits and for where its records begin.
-struct Scan {
-    scanner: Scanner,
-    segment_size: u64,
-}
-
-impl Scan {
-    fn chunk(&mut self, epoch: &Epoch, start: Lsn, bytes: Bytes) -> Chunk {
-        let carry = self.scanner.carry();
-        let mut seen: Option<(i64, i64)> = None;
-        let scanned = self.scanner.push(&bytes, |record| {
-            if let Some(Event::Commit { time_us } | Event::Abort { time_us }) = decode(record) {
-                let (earliest, latest) = seen.unwrap_or((time_us, time_us));
-                seen = Some((earliest.min(time_us), latest.max(time_us)));
-            }
-        });
-        let end = start.plus(bytes.len() as u64);
-        if let Err(error) = scanned {
-            // Kept all the same, byte for byte; a restore through it will say so.
-            tracing::warn!(%error, "log of the source cannot be read");
-            self.scanner = Scanner::new(end, self.segment_size, None);
-        }
-        let at = |(earliest, latest)| Bracket { earliest: Instant(earliest), latest: Instant(latest) };
-        let times = seen.map(|seen| TimeMark { offset: end.0.into(), at: at(seen) }).into_iter().collect();
-        Chunk { at: lsn::place(epoch, start), bytes, times, carry: Some(carry) }
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::lsn::History;
-    use crate::wal::testing::Log;
 
     #[test]
     fn a_link_resumes_where_history_allows() {
@@ -474,27 +359,5 @@ mod tests {
         // Another node's timeline 2.
         assert_eq!(at("2x3e7", 1500).unwrap_err().kind, Kind::Diverged { branched: None });
         assert_eq!(at("3x7d0", 1999).unwrap_err().kind, Kind::Invalid);
-    }
-
-    #[test]
-    fn chunks_carry_times_and_where_records_begin() {
-        let mut log = Log::new(Lsn(1 << 20), 1 << 20);
-        log.commit(5_000_000);
-        log.commit(7_000_000);
-        let length = log.bytes.len();
-        log.append(10, 0, &[1; 5000]);
-        log.restore_point("x", 1);
-        let mut scan = Scan { scanner: Scanner::new(log.first, 1 << 20, None), segment_size: 1 << 20 };
-        let epoch = Epoch("1".into());
-        let first = scan.chunk(&epoch, log.first, Bytes::copy_from_slice(&log.bytes[..length + 100]));
-        assert_eq!(first.carry.as_deref(), Some(""));
-        assert_eq!(first.times.len(), 1);
-        assert_eq!(first.times[0].at, Bracket { earliest: Instant(5_000_000), latest: Instant(7_000_000) });
-        let second = scan.chunk(
-            &epoch,
-            log.first.plus(length as u64 + 100),
-            Bytes::copy_from_slice(&log.bytes[length + 100..]),
-        );
-        assert_eq!((second.carry.as_deref(), second.times.len()), (Some("4929"), 0));
     }
 }
