@@ -140,13 +140,15 @@ fn read_names<'a>(objects: Vec<LogObject>, told: impl Iterator<Item = &'a Branch
     let mut branches: Vec<Branched> =
         told.map(|branch| Branched { generation: 0, seq: 0, branch: branch.clone() }).collect();
     let (mut beats, mut gaps) = (Vec::new(), Vec::new());
-    let mut before: Option<(u64, u64, String)> = None;
+    let mut before: Option<(u64, u64, String, bool)> = None;
     for object in objects {
-        let (generation, seq) = (object.generation, object.sequence);
-        let follows =
-            |(g, s, tag): &(u64, u64, String)| *g != generation || s + 1 != seq || *tag == object.previous;
+        let (generation, seq, lasts) = (object.generation, object.sequence, object.kind.lasts());
+        // What lasts names the last one that does, and not the tail or beat before it.
+        let follows = |(g, s, tag, lasted): &(u64, u64, String, bool)| {
+            *g != generation || s + 1 != seq || (lasts && !lasted) || *tag == object.previous
+        };
         let fits = before.as_ref().is_none_or(follows);
-        before = Some((generation, seq, object.tag.clone()));
+        before = Some((generation, seq, object.tag.clone(), lasts));
         let segment = object.segment.clone();
         match object.kind {
             LogKind::Tail | LogKind::Sealed => {
