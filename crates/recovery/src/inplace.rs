@@ -366,7 +366,11 @@ impl Work<'_> {
                 let renewed = self.swap.renew_incarnation(cluster, id).await;
                 renewed.doing(|| format!("begin another incarnation of {cluster}"))
             }
-            Step::Start => start(&ready.of, site).await,
+            Step::Start => {
+                // What replayed the log ran with settings of its own; nodes that join would have to match those.
+                stop(&ready.of, site).await?;
+                start(&ready.of, site).await
+            }
             Step::Verify => verify(&ready.of, site).await,
             Step::Restore => Ok(()),
         }
