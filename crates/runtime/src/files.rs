@@ -6,6 +6,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
+use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -39,6 +40,19 @@ pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
         let _ = fs::remove_file(&temporary);
         Error::at("write", path)(e)
     })
+}
+
+/// Removes what [`write_atomic`] left half-written in `folder` when it was killed, an hour ago or more.
+pub(crate) fn sweep(folder: &Path) -> Result<()> {
+    for name in names(folder)?.iter().filter(|name| name.ends_with(".tmp")) {
+        let path = folder.join(name);
+        let age =
+            fs::metadata(&path).and_then(|meta| meta.modified()).map(|at| at.elapsed().unwrap_or_default());
+        if age.is_ok_and(|age| age > Duration::from_secs(3600)) {
+            remove(&path)?;
+        }
+    }
+    Ok(())
 }
 
 /// Makes what happened to the names beside `path` durable.

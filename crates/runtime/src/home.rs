@@ -82,6 +82,8 @@ impl Home {
         for folder in ["keys", "locks", "spool", "run", "sandboxes", "fleets"] {
             files::private_dir(&root.join(folder))?;
         }
+        files::sweep(&root)?;
+        files::sweep(&root.join("sandboxes"))?;
         Ok(Self(Arc::new(Inner { root, record })))
     }
 

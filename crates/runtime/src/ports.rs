@@ -30,6 +30,7 @@ struct Reservation {
 /// Chooses `count` free ports for the cluster whose record is `record`, which is to be saved with them at once.
 pub(crate) fn reserve(record: &Path, count: usize) -> Result<Vec<u16>> {
     let (folder, _lock) = open()?;
+    sweep(&folder)?;
     let ephemeral = ephemeral();
     let span = u64::from(RANGE.end() - RANGE.start()) + 1;
     let begin = files::fingerprint(&record.to_string_lossy()) % span;
@@ -63,6 +64,19 @@ pub(crate) fn release(record: &Path, ports: impl Iterator<Item = u16>) -> Result
         let file = folder.join(port.to_string());
         if files::read_json::<Reservation>(&file).ok().flatten().is_some_and(|r| r.record == record) {
             files::remove(&file)?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes what nobody stands for any more: of clusters that were killed in the making, of homes that were deleted.
+fn sweep(folder: &Path) -> Result<()> {
+    for name in files::names(folder)? {
+        match name.parse() {
+            Ok(port) if put_down(folder, port) => {}
+            Err(_) if name == "lock" => {}
+            // Another file is half of one that was to be written: under the lock, nobody is at it.
+            _ => files::remove(&folder.join(name))?,
         }
     }
     Ok(())
