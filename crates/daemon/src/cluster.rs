@@ -31,6 +31,7 @@ pub(crate) async fn keep(daemon: Arc<Daemon>, cluster: Cluster, mut stop: watch:
         let _ = tokio::time::timeout(daemon.config.rhythm.tick, stop.wait_for(|stop| *stop)).await;
     }
     running.abort().await;
+    daemon.clear_proof(&name).await;
     if let Some(follower) = daemon.follower(&name) {
         follower.stop().await;
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant as Monotonic};
 
 use mainstay_engine::{Quiet, Way};
-use mainstay_model::Instant;
+use mainstay_model::{ClusterName, Instant};
 use mainstay_recovery::Protected;
 use mainstay_recovery::follow::{Follower, Until, Wanted};
 use mainstay_recovery::plan::Target;
@@ -155,9 +155,10 @@ impl Daemon {
             began: Monotonic::now(),
             progress: Arc::new(Quiet),
         };
-        let proof = prove(std::slice::from_ref(of), &Target::Latest, self.config.world.sandboxes(), &options)
-            .await
-            .map_err(|e| why(&e))?;
+        lock(&self.proofs).insert(of.cluster.name.clone(), options.id.clone());
+        let proof = prove(std::slice::from_ref(of), &Target::Latest, self.config.world.sandboxes(), &options).await;
+        lock(&self.proofs).remove(&of.cluster.name);
+        let proof = proof.map_err(|e| why(&e))?;
         let record = serde_json::to_value(&proof).unwrap_or_default();
         let (proven, rto_ms) = (proof.differences.is_empty(), (proof.rto_seconds * 1000.0) as u64);
         self.with_state(move |state| {
@@ -168,6 +169,17 @@ impl Daemon {
         match proven {
             true => Ok(Outcome::Done(Bytes::default(), json!({ "proof": options.id }))),
             false => Err(format!("proof {} found differences", options.id)),
+        }
+    }
+
+    /// Removes the sandboxes of a proof that was broken off.
+    pub(crate) async fn clear_proof(&self, name: &ClusterName) {
+        let Some(id) = lock(&self.proofs).remove(name) else { return };
+        // The one that is crossed has a name made from the first one's.
+        for sandbox in [id.clone(), format!("{id}-x")] {
+            if let Err(e) = self.config.world.sandboxes().remove(&sandbox).await {
+                tracing::error!(sandbox, error = why(&e), "remove the sandbox of a proof that was broken off");
+            }
         }
     }
 

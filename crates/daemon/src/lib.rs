@@ -129,6 +129,8 @@ struct Daemon {
     clusters: Mutex<BTreeMap<ClusterName, ClusterView>>,
     groups: Mutex<BTreeMap<String, GroupView>>,
     followers: Mutex<BTreeMap<ClusterName, Arc<Follower>>>,
+    /// The proofs that run, whose sandboxes must go if they are broken off.
+    proofs: Mutex<BTreeMap<ClusterName, String>>,
     counters: Counters,
     started: Monotonic,
 }
@@ -213,6 +215,7 @@ impl Daemon {
             clusters: Mutex::default(),
             groups: Mutex::default(),
             followers: Mutex::default(),
+            proofs: Mutex::default(),
             counters: Counters::default(),
             started: Monotonic::now(),
         })

@@ -13,6 +13,8 @@ use crate::error::{Doing, Error, Result};
 /// How often is looked, in this process and in the vault.
 const LOOK: Duration = Duration::from_millis(50);
 const LOOK_VAULT: Duration = Duration::from_secs(1);
+/// How often an upload is asked for out of turn.
+const URGE: Duration = Duration::from_millis(400);
 
 /// What must be in the vault.
 #[derive(Clone, Debug)]
@@ -47,6 +49,7 @@ impl Follower {
         let began = Monotonic::now();
         let since = Instant::now();
         let mut looked: Option<Monotonic> = None;
+        let mut urged: Option<Monotonic> = None;
         let mut target = match until {
             Until::Position(position) => Some(position.clone()),
             Until::Now => None,
@@ -57,9 +60,12 @@ impl Follower {
                 target = self.reached(since, &status);
             }
             if let Some(target) = &target {
-                self.urge();
                 if self.has_vaulted(target) {
                     return Ok(());
+                }
+                if urged.is_none_or(|urged| urged.elapsed() >= URGE) {
+                    urged = Some(Monotonic::now());
+                    self.urge();
                 }
                 let is_due = looked.is_none_or(|looked| looked.elapsed() >= LOOK_VAULT);
                 if let Some(incarnation) = status.incarnation.as_ref().filter(|_| is_due) {

@@ -52,10 +52,17 @@ struct State {
     vault_complete_to: Option<Instant>,
 }
 
-/// Why a lease's term ended.
+/// Why a turn at following ended.
 enum Ended {
     Stopped,
-    LeaseLost,
+    /// Somebody else follows, or did meanwhile: what we hold must be looked at anew.
+    Overtaken,
+}
+
+/// What the links and the uploads of one turn share.
+struct Turn {
+    spool: Arc<Spool>,
+    vaulted: Arc<watch::Sender<Vaulted>>,
 }
 
 impl LaneFollower {
@@ -99,17 +106,14 @@ impl LaneFollower {
     pub async fn run(self: Arc<Self>, mut stop: watch::Receiver<bool>) {
         let mut pause = PAUSE_MIN;
         while !*stop.borrow() {
-            let ended = self.term(&mut stop).await;
+            let ended = self.turn(&mut stop).await;
             {
                 let mut state = self.state();
-                (state.spool, state.vaulted, state.generation) = (None, None, None);
+                (state.spool, state.vaulted, state.generation, state.wanted) = (None, None, None, None);
             }
             let wait = match ended {
                 Ok(Ended::Stopped) => break,
-                Ok(Ended::LeaseLost) => {
-                    self.fail("the lease was lost: somebody else follows now".to_owned());
-                    PAUSE_MIN
-                }
+                Ok(Ended::Overtaken) => PAUSE_MIN,
                 Err(vault::Error::Held { holder, .. }) => {
                     self.set(Phase::Standby { holder }, None);
                     self.options.lease_ttl / 4
@@ -125,39 +129,26 @@ impl LaneFollower {
         self.set(Phase::Stopped, None);
     }
 
-    /// From taking the lease to letting it go.
-    async fn term(&self, stop: &mut watch::Receiver<bool>) -> vault::Result<Ended> {
-        let options = &self.options;
-        let lease =
-            self.of.vault.lane_lease(&self.incarnation, &self.lane, &options.holder, options.lease_ttl).await?;
-        let result = self.term_with(&lease, stop).await;
-        if let Err(e) = lease.release().await {
-            tracing::debug!(lane = %self.lane, error = %e, "release lease");
-        }
-        result
-    }
-
-    async fn term_with(&self, lease: &Lease, stop: &mut watch::Receiver<bool>) -> vault::Result<Ended> {
+    /// From the first lease to the end, or until somebody else has it.
+    async fn turn(&self, stop: &mut watch::Receiver<bool>) -> vault::Result<Ended> {
+        let Some(lease) = self.lease(stop).await? else { return Ok(Ended::Stopped) };
         let objects = self.of.vault.log_objects(&self.incarnation, &self.lane).await?;
         let in_vault = InVault::of(&objects);
-        let writer = self.of.vault.log_writer(&self.incarnation, &self.lane, lease.generation()).await?;
-        let snapshots = self.snapshots().await?;
-        let has_snapshot = in_vault.has_snapshot(&self.lane, &snapshots);
+        let has_snapshot = in_vault.has_snapshot(&self.lane, &self.snapshots().await?);
         let (end, complete_to) = (in_vault.end.clone(), in_vault.complete_to);
         let (dir, limits) = (spool_dir(&self.of, &self.incarnation, &self.lane), self.options.limits.clone());
         let (spool, damage) = blocking(move || open_spool(&dir, limits, &in_vault))
             .await
             .map_err(|e| vault::Error::io("open the spool", std::io::Error::other(why(&e))))?;
-        let spool = Arc::new(spool);
         for damage in &damage {
             tracing::error!(cluster = %self.of.cluster.name, lane = %self.lane, "{damage}");
         }
         let vaulted = Vaulted { end: end.clone(), complete_to, ..Vaulted::default() };
         let (vaulted, vaulted_rx) = watch::channel(vaulted);
+        let turn = Turn { spool: Arc::new(spool), vaulted: Arc::new(vaulted) };
         {
             let mut state = self.state();
-            state.generation = Some(lease.generation());
-            state.spool = Some(spool.clone());
+            state.spool = Some(turn.spool.clone());
             state.vaulted = Some(vaulted_rx.clone());
             state.vault_complete_to = complete_to;
             state.phase = Phase::Starting;
@@ -167,36 +158,114 @@ impl LaneFollower {
         } else if !has_snapshot {
             self.want_snapshot("no-snapshot-leads-into-the-log");
         }
+        tokio::select! {
+            never = self.links(&turn.spool, &vaulted_rx) => match never {},
+            never = self.watch_snapshot() => match never {},
+            ended = self.terms(&turn, lease, end, stop) => ended,
+        }
+    }
+
+    /// Takes the lane's lease; `None` when it is to stop.
+    async fn lease(&self, stop: &mut watch::Receiver<bool>) -> vault::Result<Option<Lease>> {
+        let (holder, ttl) = (&self.options.holder, self.options.lease_ttl);
+        tokio::select! {
+            lease = self.of.vault.lane_lease(&self.incarnation, &self.lane, holder, ttl) => lease.map(Some),
+            _ = stop.wait_for(|stop| *stop) => Ok(None),
+        }
+    }
+
+    /// One lease after another. While the vault is away the lease runs out, and the links go on into the spool all the same: it is
+    /// taken again when the vault is back, unless somebody else has it by then.
+    async fn terms(
+        &self,
+        turn: &Turn,
+        mut lease: Lease,
+        mut end: Option<Place>,
+        stop: &mut watch::Receiver<bool>,
+    ) -> vault::Result<Ended> {
+        loop {
+            let ours = lease.generation();
+            self.state().generation = Some(ours);
+            let ended = self.term(turn, &lease, end, stop).await;
+            if let Err(e) = lease.release().await {
+                tracing::debug!(lane = %self.lane, error = %e, "release lease");
+            }
+            match ended {
+                Ok(true) => return Ok(Ended::Stopped),
+                Ok(false) => {}
+                Err(e) => self.upload_failed(turn, &e),
+            }
+            let mut pause = PAUSE_MIN;
+            (lease, end) = loop {
+                match self.lease_again(ours, stop).await {
+                    Ok(Some(Some(next))) => break next,
+                    Ok(Some(None)) => return Ok(Ended::Overtaken),
+                    Ok(None) => return Ok(Ended::Stopped),
+                    Err(e @ vault::Error::Held { .. }) => return Err(e),
+                    Err(e) => self.upload_failed(turn, &e),
+                }
+                pause = (pause * 2).min(self.options.pace.retry_max);
+                sleep_or(pause, stop).await;
+            };
+        }
+    }
+
+    /// `Some(None)` when somebody else wrote after generation `ours`; `None` when it is to stop.
+    #[expect(clippy::type_complexity, reason = "said in words just above")]
+    async fn lease_again(
+        &self,
+        ours: u64,
+        stop: &mut watch::Receiver<bool>,
+    ) -> vault::Result<Option<Option<(Lease, Option<Place>)>>> {
+        let Some(lease) = self.lease(stop).await? else { return Ok(None) };
+        let objects = self.of.vault.log_objects(&self.incarnation, &self.lane).await?;
+        let is_overtaken = objects.iter().any(|object| object.generation > ours);
+        Ok(Some((!is_overtaken).then(|| (lease, InVault::of(&objects).end))))
+    }
+
+    /// Uploads under one lease; `true` if it ended because it is to stop.
+    async fn term(
+        &self,
+        turn: &Turn,
+        lease: &Lease,
+        end: Option<Place>,
+        stop: &mut watch::Receiver<bool>,
+    ) -> vault::Result<bool> {
+        let writer = self.of.vault.log_writer(&self.incarnation, &self.lane, lease.generation()).await?;
         let uploader = Uploader::new(Parts {
-            spool: spool.clone(),
+            spool: turn.spool.clone(),
             target: Box::new(writer),
             pace: self.options.pace.clone(),
             end,
-            vaulted,
+            vaulted: turn.vaulted.clone(),
             urgent: self.urgent.clone(),
             long_reads: self.long_reads.clone(),
         });
         let (end_upload, upload_stop) = watch::channel(false);
         let mut uploads = on_its_own_thread(move || uploader.run(upload_stop))?;
-        let ended = tokio::select! {
-            never = self.links(&spool, &vaulted_rx) => match never {},
-            () = self.watch_snapshot() => Ended::LeaseLost,
-            () = lease_lost(lease) => Ended::LeaseLost,
-            _ = &mut uploads => Ended::LeaseLost,
-            _ = stop.wait_for(|stop| *stop) => Ended::Stopped,
-        };
-        if matches!(ended, Ended::Stopped) {
-            let last = spool.clone();
-            if let Err(e) = blocking(move || last.flush()).await {
-                tracing::warn!(lane = %self.lane, error = %why(&e), "sync spool at the end");
-            }
-            end_upload.send_replace(true);
-            let within = self.options.pace.stop_within;
-            if tokio::time::timeout(within, &mut uploads).await.is_err() {
-                tracing::warn!(lane = %self.lane, "the last of the log stays in the spool: the vault did not take it");
-            }
+        tokio::select! {
+            () = lease_lost(lease) => return Ok(false),
+            _ = &mut uploads => return Ok(false),
+            _ = stop.wait_for(|stop| *stop) => {}
         }
-        Ok(ended)
+        let last = turn.spool.clone();
+        if let Err(e) = blocking(move || last.flush()).await {
+            tracing::warn!(lane = %self.lane, error = %why(&e), "sync spool at the end");
+        }
+        end_upload.send_replace(true);
+        if tokio::time::timeout(self.options.pace.stop_within, &mut uploads).await.is_err() {
+            tracing::warn!(lane = %self.lane, "the last of the log stays in the spool: the vault did not take it");
+        }
+        Ok(true)
+    }
+
+    fn upload_failed(&self, turn: &Turn, error: &vault::Error) {
+        let error = why(error);
+        tracing::warn!(cluster = %self.of.cluster.name, lane = %self.lane, error, "keep the right to write the log");
+        turn.vaulted.send_modify(|vaulted| {
+            vaulted.error = Some(error);
+            vaulted.failures += 1;
+        });
     }
 
     /// One link after another, for ever.
@@ -384,7 +453,7 @@ impl LaneFollower {
     }
 
     /// Takes the wish for a snapshot back when there is one. Never returns.
-    async fn watch_snapshot(&self) {
+    async fn watch_snapshot(&self) -> std::convert::Infallible {
         loop {
             tokio::time::sleep(SNAPSHOT_POLL).await;
             let Some(wanted) = self.state().wanted.clone() else { continue };

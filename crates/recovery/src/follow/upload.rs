@@ -52,6 +52,8 @@ impl Default for Pace {
 
 /// The longest tail; what is more goes into the next one, at once.
 const TAIL_BYTES_MAX: usize = 4 << 20;
+/// How long tails stay when a sealed segment covers them: a restore that was planned before still reads them.
+const RETIRE_AFTER: Duration = Duration::from_secs(15 * 60);
 /// Sealed files that stay in the spool at most.
 const SEALED_FILES_MAX: usize = 8;
 
@@ -68,7 +70,7 @@ impl Target for LogWriter {
         Self::put(self, entry).await.map(|_| ())
     }
     async fn retire(&mut self) -> vault::Result<()> {
-        Self::retire(self).await.map(|_| ())
+        self.retire_after(RETIRE_AFTER).await.map(|_| ())
     }
 }
 
@@ -96,7 +98,7 @@ pub(super) struct Parts {
     pub pace: Pace,
     /// The end of the lane's log in the vault.
     pub end: Option<Place>,
-    pub vaulted: watch::Sender<Vaulted>,
+    pub vaulted: Arc<watch::Sender<Vaulted>>,
     /// Rung to upload at once.
     pub urgent: Arc<Notify>,
     /// Limits how many long stretches are in memory at once.
@@ -179,7 +181,8 @@ impl Uploader {
             let wait = if pause.is_zero() { self.parts.pace.tail_every } else { pause };
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
-                () = self.parts.urgent.notified() => {}
+                // Whoever is in a hurry does not make a vault that fails answer sooner.
+                () = self.parts.urgent.notified(), if pause.is_zero() => {}
                 changed = stop.changed(), if !stopping => {
                     // A sender that is gone wants the same.
                     if changed.is_err() {

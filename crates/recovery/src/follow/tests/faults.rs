@@ -50,6 +50,29 @@ async fn while_the_store_is_away_the_spool_goes_on() {
 }
 
 #[tokio::test]
+async fn a_lease_that_ran_out_with_the_vault_does_not_end_the_link() {
+    let b = Bench::new(1, 1, Count::Bytes).await;
+    let mut options = options("home");
+    options.lease_ttl = Duration::from_millis(600);
+    let follower = Follower::start(b.of("home"), options);
+    until(&follower, "a link", |s| s.is_well()).await;
+    b.faulty.set(Faults::choose(|_, _, _| Some(Fault::Before)));
+    let failures = follower.status().lanes.values().map(|l| l.failures).sum::<u64>();
+    until(&follower, "failures", |s| s.lanes.values().map(|l| l.failures).sum::<u64>() > failures + 3).await;
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    b.write(0, 50).await;
+    let end = b.server_log(&b.lanes()[0], 0).len() as u64;
+    let spooled = |s: &crate::follow::FollowStatus| {
+        s.lanes.values().all(|l| l.spool_end.as_ref().is_some_and(|e| e.offset.low() == end))
+    };
+    until(&follower, "all in the spool", spooled).await;
+    b.faulty.set(no_faults());
+    caught_up(&follower).await;
+    b.assert_whole(0).await;
+    follower.stop().await;
+}
+
+#[tokio::test]
 async fn killed_at_any_moment_it_goes_on_by_itself() {
     let b = Bench::new(1, 2, Count::Bytes).await;
     let mut follower: Option<Follower> = None;

@@ -118,7 +118,7 @@ fn uploader(spool: &Arc<Spool>, kept: &Kept, end: Option<Place>) -> (Uploader, w
         target: Box::new(kept.clone()),
         pace,
         end,
-        vaulted,
+        vaulted: Arc::new(vaulted),
         urgent: Arc::new(Notify::new()),
         long_reads: Arc::new(Semaphore::new(2)),
     };
