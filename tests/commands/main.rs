@@ -14,7 +14,10 @@ fn a_sound_file_checks_clean() {
 
 #[test]
 fn all_mistakes_come_at_once_with_line_and_column() {
-    let text = SHOP.replace("engine: redis", "engine: rediss").replace("follow: true", "folow: true").replace("every: 1m", "every: 1x");
+    let text = SHOP
+        .replace("engine: redis", "engine: rediss")
+        .replace("follow: true", "folow: true")
+        .replace("every: 1m", "every: 1x");
     let fleet = Fleet::new(&text);
     let checked = fleet.exits(2, &["check"]);
     let errors = checked.json["errors"].as_array().unwrap();
@@ -30,7 +33,12 @@ fn all_mistakes_come_at_once_with_line_and_column() {
     }
     let people = fleet.command(&["check"]).output().unwrap();
     let said = String::from_utf8_lossy(&people.stderr).into_owned();
-    assert!(said.contains('^') && said.contains("follow") && said.trim_end().lines().last().unwrap().starts_with("next: "), "{said}");
+    assert!(
+        said.contains('^')
+            && said.contains("follow")
+            && said.trim_end().lines().last().unwrap().starts_with("next: "),
+        "{said}"
+    );
 }
 
 #[test]
@@ -56,7 +64,11 @@ fn failures_are_json_and_end_with_what_to_do() {
         assert_eq!(out.code, code, "{args:?}: {}", out.stderr);
         let error = &out.json["error"];
         assert!(["code", "message", "hint"].iter().all(|k| error[k].is_string()), "{args:?}: {}", out.stdout);
-        assert!(out.stderr.trim_end().lines().last().unwrap().starts_with("next: "), "{args:?}: {}", out.stderr);
+        assert!(
+            out.stderr.trim_end().lines().last().unwrap().starts_with("next: "),
+            "{args:?}: {}",
+            out.stderr
+        );
     }
     std::fs::remove_file(fleet.path().join("fleet.yaml")).unwrap();
     assert_eq!(fleet.run(&["status"]).code, 2);
@@ -65,10 +77,22 @@ fn failures_are_json_and_end_with_what_to_do() {
 #[test]
 fn the_help_of_every_command_has_an_example() {
     let fleet = Fleet::new(SMALL);
-    let help = |args: &[&str]| String::from_utf8_lossy(&fleet.command(args).output().unwrap().stdout).into_owned();
+    let help =
+        |args: &[&str]| String::from_utf8_lossy(&fleet.command(args).output().unwrap().stdout).into_owned();
     let verbs = |text: &str| -> Vec<String> {
-        let list = text.split("Commands:").nth(1).unwrap_or_default().split("\n\n").next().unwrap_or_default().to_owned();
-        list.lines().filter_map(|l| l.split_whitespace().next()).filter(|v| *v != "help").map(str::to_owned).collect()
+        let list = text
+            .split("Commands:")
+            .nth(1)
+            .unwrap_or_default()
+            .split("\n\n")
+            .next()
+            .unwrap_or_default()
+            .to_owned();
+        list.lines()
+            .filter_map(|l| l.split_whitespace().next())
+            .filter(|v| *v != "help")
+            .map(str::to_owned)
+            .collect()
     };
     for noun in verbs(&help(&["--help"])) {
         let text = help(&[&noun, "--help"]);

@@ -20,7 +20,9 @@ fn a_promoted_standby_carries_the_window_on() {
     let pid = ask(&orders[0], "SELECT pg_read_file('postmaster.pid');")[0].clone();
     kill(&pid);
     ask(&orders[1], "SELECT pg_promote(true, 60);");
-    eventually("the standby takes writes", || ask(&orders[1], "INSERT INTO t SELECT generate_series(51, 80) RETURNING 1;").len() == 30);
+    eventually("the standby takes writes", || {
+        ask(&orders[1], "INSERT INTO t SELECT generate_series(51, 80) RETURNING 1;").len() == 30
+    });
     let after = now();
     fleet.wait_window(&["orders"], &after);
 
@@ -67,7 +69,8 @@ fn a_promoted_redis_replica_carries_the_window_on() {
     for (target, keys) in [(&before, 600), (&after, 900)] {
         let restored = fleet.ok(&["recover", "run", "stock", "--at", target]);
         let uris = sandbox_uris(&restored, "stock");
-        let found: usize = uris.iter().map(|uri| ask(uri, "KEYS key:*").iter().filter(|l| l.contains("key:")).count()).sum();
+        let found: usize =
+            uris.iter().map(|uri| ask(uri, "KEYS key:*").iter().filter(|l| l.contains("key:")).count()).sum();
         assert_eq!(found, keys, "at {target}");
         fleet.ok(&["recover", "drop", restored["sandbox"].as_str().unwrap()]);
     }

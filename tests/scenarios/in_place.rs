@@ -20,7 +20,8 @@ fn an_environment_is_replaced_undone_and_finished() {
     fleet.ask("stock", "SET k after");
 
     // Without consent nothing happens.
-    let refused = fleet.run(&["recover", "run", "shop", "--at", &before, "--into", "local", "--ttl", "absolute"]);
+    let refused =
+        fleet.run(&["recover", "run", "shop", "--at", &before, "--into", "local", "--ttl", "absolute"]);
     assert_ne!(refused.code, 0);
     assert_eq!(fleet.ask("stock", "GET k"), ["after"]);
 

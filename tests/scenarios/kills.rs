@@ -25,7 +25,8 @@ fn a_killed_daemon_loses_nothing() {
     let point = fleet.ok(&["point", "shop"]);
     traffic.stop();
     let restored = fleet.ok(&["recover", "run", "shop", "--point", point["point"].as_str().unwrap()]);
-    let held = Holdings::read(&sandbox_uris(&restored, "orders")[0], &sandbox_uris(&restored, "stock")).unwrap();
+    let held =
+        Holdings::read(&sandbox_uris(&restored, "orders")[0], &sandbox_uris(&restored, "stock")).unwrap();
     assert!(held.rows.len() > 100, "{} rows", held.rows.len());
     fleet.ok(&["recover", "drop", "--all"]);
     assert_eq!(fleet.stop_servers(), [0]);
@@ -33,7 +34,8 @@ fn a_killed_daemon_loses_nothing() {
     // Quiet now: the latest instant is the source itself.
     eventually("the logs are caught up", || fleet.run(&["serve", "--once"]).code == 0);
     let restored = fleet.ok(&["recover", "run", "shop", "--latest"]);
-    let back = Holdings::read(&sandbox_uris(&restored, "orders")[0], &sandbox_uris(&restored, "stock")).unwrap();
+    let back =
+        Holdings::read(&sandbox_uris(&restored, "orders")[0], &sandbox_uris(&restored, "stock")).unwrap();
     let source = Holdings::read(&orders[0], &stock).unwrap();
     assert_eq!((back.rows, back.keys), (source.rows, source.keys));
     assert_eq!(fleet.ok(&["backup", "verify"])["damaged"].as_array().map(Vec::len), Some(0));

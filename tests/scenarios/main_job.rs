@@ -16,11 +16,16 @@ fn a_group_comes_back_to_one_instant() {
     for cluster in ["orders", "stock"] {
         let run = fleet.ok(&["backup", "run", cluster]);
         assert!(run["bytes_read"].as_u64().unwrap() > 0, "{run}");
-        assert!(run["position"].as_object().unwrap().values().all(|p| p.as_str().unwrap().contains(':')), "{run}");
+        assert!(
+            run["position"].as_object().unwrap().values().all(|p| p.as_str().unwrap().contains(':')),
+            "{run}"
+        );
     }
     fleet.serve(&["serve"]);
     let traffic = Traffic::start(&orders[0], &stock[0], 3, Duration::ZERO);
-    eventually("the shop takes orders", || traffic.counts().withdrawn.load(std::sync::atomic::Ordering::Relaxed) > 500);
+    eventually("the shop takes orders", || {
+        traffic.counts().withdrawn.load(std::sync::atomic::Ordering::Relaxed) > 500
+    });
 
     let points: Vec<_> = (0..4).map(|_| fleet.ok(&["point", "shop", "--exact"])).collect();
     let before = now();
@@ -40,7 +45,8 @@ fn a_group_comes_back_to_one_instant() {
 
     let point = exact[0]["point"].as_str().unwrap();
     let restored = fleet.ok(&["recover", "run", "shop", "--point", point, "--into", "sandbox"]);
-    let held = Holdings::read(&sandbox_uris(&restored, "orders")[0], &sandbox_uris(&restored, "stock")).unwrap();
+    let held =
+        Holdings::read(&sandbox_uris(&restored, "orders")[0], &sandbox_uris(&restored, "stock")).unwrap();
     assert!(!held.rows.is_empty() && !held.keys.is_empty());
     assert_eq!(held.dangling(), 0, "an exact point left keys without rows");
     assert!(restored["rto_seconds"].as_f64().unwrap() > 0.0);
@@ -51,7 +57,8 @@ fn a_group_comes_back_to_one_instant() {
     // Any second in between: none beyond the skew, which on one machine is the sampling of Redis's clock.
     let at = exact.last().unwrap()["at"].as_str().unwrap();
     let restored = fleet.ok(&["recover", "run", "shop", "--at", at]);
-    let held = Holdings::read(&sandbox_uris(&restored, "orders")[0], &sandbox_uris(&restored, "stock")).unwrap();
+    let held =
+        Holdings::read(&sandbox_uris(&restored, "orders")[0], &sandbox_uris(&restored, "stock")).unwrap();
     assert!(!held.rows.is_empty());
     fleet.ok(&["recover", "drop", restored["sandbox"].as_str().unwrap()]);
 

@@ -13,7 +13,11 @@ fn damage_and_impossible_targets_are_refused() {
 
     for target in ["1999-01-01T00:00:00Z", "2199-01-01T00:00:00Z"] {
         let refused = fleet.exits(1, &["recover", "run", "orders", "--at", target]);
-        assert!(refused.stderr.trim_end().lines().last().unwrap().starts_with("next: "), "{}", refused.stderr);
+        assert!(
+            refused.stderr.trim_end().lines().last().unwrap().starts_with("next: "),
+            "{}",
+            refused.stderr
+        );
     }
     let none = fleet.ok(&["recover", "list"]);
     assert_eq!(none.as_array().map(Vec::len), Some(0), "a refused restore left something: {none}");
@@ -21,7 +25,10 @@ fn damage_and_impossible_targets_are_refused() {
     fleet.exits(2, &["recover", "run", "nobody", "--latest"]);
 
     // A home without the identity lists, but does not restore.
-    let other = fleet.command_in("other", &["--output", "json", "recover", "plan", "orders", "--latest"]).output().unwrap();
+    let other = fleet
+        .command_in("other", &["--output", "json", "recover", "plan", "orders", "--latest"])
+        .output()
+        .unwrap();
     assert!(!other.status.success());
 
     // A flipped bit anywhere in the snapshot's packs is found by verify and by restore, and named.

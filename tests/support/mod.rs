@@ -73,7 +73,11 @@ impl Fleet {
     /// The binary with another home beside the first.
     pub fn command_in(&self, home: &str, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_mainstay"));
-        command.current_dir(self.path()).env("MAINSTAY_HOME", self.path().join(home)).args(args).stdin(Stdio::null());
+        command
+            .current_dir(self.path())
+            .env("MAINSTAY_HOME", self.path().join(home))
+            .args(args)
+            .stdin(Stdio::null());
         command
     }
 
@@ -96,7 +100,11 @@ impl Fleet {
 
     /// Starts `serve` (or `follow`) in the background; killed when the fleet is dropped.
     pub fn serve(&mut self, args: &[&str]) -> u32 {
-        let log = std::fs::File::options().create(true).append(true).open(self.path().join("serve.log")).expect("serve.log");
+        let log = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.path().join("serve.log"))
+            .expect("serve.log");
         let child = self
             .command(args)
             .stdout(log.try_clone().expect("serve.log"))
@@ -156,7 +164,12 @@ impl Fleet {
     /// The instant that the window of `cluster` ends at, or the epoch.
     pub fn window_to(&self, cluster: &str) -> String {
         let windows = self.ok(&["recover", "window", cluster]);
-        windows.as_array().and_then(|rows| rows.last()).and_then(|w| w["to"].as_str()).unwrap_or("1970").to_owned()
+        windows
+            .as_array()
+            .and_then(|rows| rows.last())
+            .and_then(|w| w["to"].as_str())
+            .unwrap_or("1970")
+            .to_owned()
     }
 
     /// Waits until the windows of all of `clusters` reach past `instant` (RFC 3339, as Mainstay writes it).
@@ -187,7 +200,8 @@ fn ended(out: Output) -> Ended {
     let json = if stdout.trim().is_empty() {
         Value::Null
     } else {
-        serde_json::from_str(&stdout).unwrap_or_else(|e| panic!("stdout is not one JSON value: {e}\n{stdout}\n{stderr}"))
+        serde_json::from_str(&stdout)
+            .unwrap_or_else(|e| panic!("stdout is not one JSON value: {e}\n{stdout}\n{stderr}"))
     };
     Ended { code: out.status.code().unwrap_or(-1), json, stdout, stderr }
 }

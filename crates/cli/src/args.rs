@@ -6,7 +6,13 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Operates every database a platform stands on, and brings the whole fleet back to one instant.
 #[derive(Debug, Parser)]
-#[command(name = "mainstay", version, max_term_width = 110, propagate_version = true, arg_required_else_help = true)]
+#[command(
+    name = "mainstay",
+    version,
+    max_term_width = 110,
+    propagate_version = true,
+    arg_required_else_help = true
+)]
 pub struct Cli {
     #[command(flatten)]
     pub global: Global,
@@ -425,7 +431,9 @@ mod tests {
     #[test]
     fn a_restore_needs_exactly_one_target() {
         assert!(Cli::try_parse_from(["mainstay", "recover", "run", "shop"]).is_err());
-        assert!(Cli::try_parse_from(["mainstay", "recover", "run", "shop", "--latest", "--name", "x"]).is_err());
+        assert!(
+            Cli::try_parse_from(["mainstay", "recover", "run", "shop", "--latest", "--name", "x"]).is_err()
+        );
         assert!(Cli::try_parse_from(["mainstay", "recover", "run", "shop", "--latest"]).is_ok());
         assert!(Cli::try_parse_from(["mainstay", "prove", "shop"]).is_ok());
     }

@@ -84,7 +84,11 @@ impl From<mainstay_vault::Error> for Failure {
 
 impl From<mainstay_store::Error> for Failure {
     fn from(error: mainstay_store::Error) -> Self {
-        Self::of(error.kind.code(), &error, Some("see that the store is there, and that its credentials are right".to_owned()))
+        Self::of(
+            error.kind.code(),
+            &error,
+            Some("see that the store is there, and that its credentials are right".to_owned()),
+        )
     }
 }
 

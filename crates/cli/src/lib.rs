@@ -50,10 +50,13 @@ pub fn main(engines: Engines) -> ExitCode {
 }
 
 fn run(cli: Cli, engines: Engines, printer: Printer) -> Result {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .map_err(|e| Failure::of("io", &e, Some("this machine gave no threads or files: look at its limits (ulimit -a)".to_owned())))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|e| {
+        Failure::of(
+            "io",
+            &e,
+            Some("this machine gave no threads or files: look at its limits (ulimit -a)".to_owned()),
+        )
+    })?;
     let stop = Arc::new(AtomicBool::new(false));
     let ended = runtime.block_on(async {
         let watch = Arc::clone(&stop);
@@ -75,8 +78,9 @@ fn usage(error: &clap::Error) -> ExitCode {
         let printed = error.print();
         return if printed.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
-    let json = std::env::args_os().collect::<Vec<_>>().windows(2).any(|w| w[0] == "--output" && w[1] == "json")
-        || std::env::args_os().any(|a| a == "--output=json");
+    let json =
+        std::env::args_os().collect::<Vec<_>>().windows(2).any(|w| w[0] == "--output" && w[1] == "json")
+            || std::env::args_os().any(|a| a == "--output=json");
     let printer = Printer { output: if json { Output::Json } else { Output::Text } };
     let text = error.to_string();
     let message = text.trim_start_matches("error: ").trim_end().to_owned();
@@ -92,5 +96,6 @@ fn filter(verbose: u8) -> tracing_subscriber::EnvFilter {
         2 => "info,mainstay=debug",
         _ => "debug",
     };
-    tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level))
+    tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level))
 }

@@ -77,7 +77,11 @@ impl Printer {
             return Ok(());
         }
         if !io::stdin().is_terminal() {
-            return Err(Failure::usage("not-confirmed", format!("{question} Nobody is here to say yes"), "add --yes"));
+            return Err(Failure::usage(
+                "not-confirmed",
+                format!("{question} Nobody is here to say yes"),
+                "add --yes",
+            ));
         }
         let _ = write!(io::stderr().lock(), "{question} [y/N] ");
         let mut answer = String::new();

@@ -21,7 +21,8 @@ impl Bar {
     /// A bar named `title`; `stop` is set when somebody pressed Ctrl-C.
     pub fn new(title: impl Into<String>, stop: Arc<AtomicBool>) -> Arc<Self> {
         let terminal = std::io::stderr().is_terminal();
-        let target = if terminal { ProgressDrawTarget::stderr_with_hz(5) } else { ProgressDrawTarget::hidden() };
+        let target =
+            if terminal { ProgressDrawTarget::stderr_with_hz(5) } else { ProgressDrawTarget::hidden() };
         let bar = ProgressBar::with_draw_target(Some(0), target);
         if terminal {
             bar.enable_steady_tick(Duration::from_millis(200));
@@ -56,7 +57,9 @@ impl Progress for Bar {
         if bytes == 0 {
             return;
         }
-        if let Ok(style) = ProgressStyle::with_template("{msg} {wide_bar} {bytes}/{total_bytes} ({bytes_per_sec}, {eta})") {
+        if let Ok(style) =
+            ProgressStyle::with_template("{msg} {wide_bar} {bytes}/{total_bytes} ({bytes_per_sec}, {eta})")
+        {
             self.bar.set_style(style);
         }
     }

@@ -20,7 +20,11 @@ pub fn read_position(engine: &dyn Engine, text: &str, only: Option<&Lane>) -> Re
             (None, Some(lane)) => (lane.clone(), part),
             (None, None) => {
                 let message = format!("`{part}` names no lane, and there are several");
-                return Err(Failure::usage("usage", message, "write LANE=PLACE,LANE=PLACE…; `recover window` shows the lanes"));
+                return Err(Failure::usage(
+                    "usage",
+                    message,
+                    "write LANE=PLACE,LANE=PLACE…; `recover window` shows the lanes",
+                ));
             }
         };
         places.push((lane, engine.read_place(place).map_err(|e| Failure { exit: 2, ..Failure::from(e) })?));

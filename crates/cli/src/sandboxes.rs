@@ -47,8 +47,10 @@ impl Made {
 #[async_trait]
 impl Sandboxes for Made {
     async fn make(&self, id: &str, clusters: &[&Cluster]) -> engine::Result<BTreeMap<String, Site>> {
-        let wanted: Vec<_> = clusters.iter().map(|cluster| SandboxCluster { cluster, version: None }).collect();
-        let made = Sandbox::create(&self.home, &self.fleet, &self.environment, "prove", &wanted, self.engines).await;
+        let wanted: Vec<_> =
+            clusters.iter().map(|cluster| SandboxCluster { cluster, version: None }).collect();
+        let made =
+            Sandbox::create(&self.home, &self.fleet, &self.environment, "prove", &wanted, self.engines).await;
         let sandbox = made.map_err(converted)?;
         let sites = sites(&sandbox).map_err(converted);
         self.made.lock().await.insert(id.to_owned(), sandbox);

@@ -61,7 +61,11 @@ impl<'a> Session<'a> {
     pub fn engine(&self, cluster: &Cluster) -> Result<&'static dyn Engine> {
         let found = self.cx.engines.iter().find(|e| e.name() == cluster.engine);
         found.copied().ok_or_else(|| {
-            Failure::usage("unknown-engine", format!("engine `{}` of {} is not known", cluster.engine, cluster.name), "run `mainstay check`")
+            Failure::usage(
+                "unknown-engine",
+                format!("engine `{}` of {} is not known", cluster.engine, cluster.name),
+                "run `mainstay check`",
+            )
         })
     }
 
@@ -74,7 +78,11 @@ impl<'a> Session<'a> {
         let groups = self.fleet.recovery_groups.keys().map(|g| format!("{g} (a group)"));
         let known = clusters.chain(groups).collect::<Vec<_>>().join(", ");
         let file = self.cx.global.fleet.display();
-        Failure::usage("unknown-name", format!("there is no {what} `{name}` in {file}"), format!("name one of: {known}"))
+        Failure::usage(
+            "unknown-name",
+            format!("there is no {what} `{name}` in {file}"),
+            format!("name one of: {known}"),
+        )
     }
 
     /// The clusters that names stand for: groups stand for their members, no name for all.
@@ -85,7 +93,9 @@ impl<'a> Session<'a> {
         let mut selected: Vec<&Cluster> = Vec::new();
         for name in names {
             let members = match self.fleet.group(name) {
-                Some(group) => group.members.iter().map(|m| self.cluster(m.as_str())).collect::<Result<Vec<_>>>()?,
+                Some(group) => {
+                    group.members.iter().map(|m| self.cluster(m.as_str())).collect::<Result<Vec<_>>>()?
+                }
                 None => vec![self.fleet.cluster(name).ok_or_else(|| self.unknown("cluster or group", name))?],
             };
             for member in members {
@@ -106,11 +116,21 @@ impl<'a> Session<'a> {
     pub fn access(&self, cluster: &Cluster) -> Result<Access> {
         let scope = self.environment.scope(&cluster.name);
         if self.fleet.environment.hosts == Hosts::Local {
-            let nothing = || Access { cluster: cluster.name.to_string(), scope, nodes: Vec::new(), user: String::new(), password: None };
+            let nothing = || Access {
+                cluster: cluster.name.to_string(),
+                scope,
+                nodes: Vec::new(),
+                user: String::new(),
+                password: None,
+            };
             return Ok(self.layout(cluster)?.map_or_else(nothing, |layout| layout.access()));
         }
         let Nodes::Named(hosts) = &cluster.nodes else {
-            return Err(Failure::usage("no-nodes", format!("{} names no nodes", cluster.name), "write `nodes: [\"host:port\"]`"));
+            return Err(Failure::usage(
+                "no-nodes",
+                format!("{} names no nodes", cluster.name),
+                "write `nodes: [\"host:port\"]`",
+            ));
         };
         let access = cluster.access.as_ref();
         let node = |(n, at): (usize, &mainstay_model::HostPort)| NodeAccess {
@@ -129,7 +149,8 @@ impl<'a> Session<'a> {
     }
 
     fn secret(&self, reference: &SecretRef) -> Result<mainstay_engine::Secret> {
-        resolve(reference, &self.fleet.base_dir).map_err(|e| Failure::of("secret", &e, Some("make the secret readable for this user".to_owned())))
+        resolve(reference, &self.fleet.base_dir)
+            .map_err(|e| Failure::of("secret", &e, Some("make the secret readable for this user".to_owned())))
     }
 
     /// A cluster that is up, or what to do about it.
@@ -189,7 +210,11 @@ impl<'a> Session<'a> {
     pub async fn protected(&self, cluster: &Cluster, missing: Missing) -> Result<Protected> {
         let Some((name, spec)) = self.fleet.vault_of(cluster) else {
             let message = format!("{} has no backup policy", cluster.name);
-            return Err(Failure::failed("no-backup", message, format!("give {} a `backup:` in the fleet file", cluster.name)));
+            return Err(Failure::failed(
+                "no-backup",
+                message,
+                format!("give {} a `backup:` in the fleet file", cluster.name),
+            ));
         };
         let vault = self.vault(name.as_str(), spec, missing).await?;
         let (fleet, environment) = (self.fleet.name.as_str(), self.fleet.environment.name.as_str());
@@ -225,7 +250,11 @@ impl<'a> Session<'a> {
 /// Opens the home, without a fleet file.
 pub fn home(cx: &Cx) -> Result<Home> {
     let path = cx.global.home.clone().or_else(Home::default_path).ok_or_else(|| {
-        Failure::usage("no-home", "neither MAINSTAY_HOME nor HOME is set", "set MAINSTAY_HOME to a folder of your own")
+        Failure::usage(
+            "no-home",
+            "neither MAINSTAY_HOME nor HOME is set",
+            "set MAINSTAY_HOME to a folder of your own",
+        )
     })?;
     let path = std::path::absolute(&path).map_err(|e| Failure::of("io", &e, None))?;
     Ok(Home::open(&path)?)

@@ -11,13 +11,18 @@ pub fn run(cx: &Cx) -> Result {
     let fleet = load(cx)?;
     cx.printer.result(&Checked { errors: Vec::new() }, |_| {
         let (clusters, groups) = (fleet.clusters.len(), fleet.recovery_groups.len());
-        format!("{}: fleet {}, {clusters} clusters, {groups} recovery groups: no mistakes", cx.global.fleet.display(), fleet.name)
+        format!(
+            "{}: fleet {}, {clusters} clusters, {groups} recovery groups: no mistakes",
+            cx.global.fleet.display(),
+            fleet.name
+        )
     })
 }
 
 /// Reads the fleet file, or prints all its mistakes and fails with 2.
 pub fn load(cx: &Cx) -> Result<Fleet> {
-    mainstay_fleet::load(&cx.global.fleet, &cx.global.env, cx.engines).map_err(|mistakes| report(cx, &mistakes))
+    mainstay_fleet::load(&cx.global.fleet, &cx.global.env, cx.engines)
+        .map_err(|mistakes| report(cx, &mistakes))
 }
 
 fn report(cx: &Cx, mistakes: &Mistakes) -> Failure {
@@ -25,7 +30,8 @@ fn report(cx: &Cx, mistakes: &Mistakes) -> Failure {
     let count = errors.len();
     cx.printer.say(mistakes.to_string());
     let file = cx.global.fleet.display();
-    let message = if count == 1 { format!("{file} has a mistake") } else { format!("{file} has {count} mistakes") };
+    let message =
+        if count == 1 { format!("{file} has a mistake") } else { format!("{file} has {count} mistakes") };
     let hint = mistakes.0.first().map_or_else(String::new, |m| m.hint.clone());
     let mut failure = Failure::usage("fleet-file", message, hint);
     if cx.is_check {

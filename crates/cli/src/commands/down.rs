@@ -31,6 +31,10 @@ pub async fn run(cx: &Cx, args: &DownArgs) -> Result {
     };
     cx.printer.result(&down, |down| {
         let what = if down.erased { "stopped and erased" } else { "stopped" };
-        if down.clusters.is_empty() { "nothing was up".to_owned() } else { format!("{what}: {}", down.clusters.join(", ")) }
+        if down.clusters.is_empty() {
+            "nothing was up".to_owned()
+        } else {
+            format!("{what}: {}", down.clusters.join(", "))
+        }
     })
 }

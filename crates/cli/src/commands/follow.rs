@@ -48,7 +48,11 @@ pub async fn run(cx: &Cx, args: &ClustersArgs) -> Result {
     cx.printer.result(&rows, |rows| {
         let line = |r: &Followed| match r.vault_to {
             Some(to) => format!("{}: in the vault up to {to}", r.cluster),
-            None => format!("{}: nothing in the vault: {}", r.cluster, r.error.as_deref().unwrap_or("no link yet")),
+            None => format!(
+                "{}: nothing in the vault: {}",
+                r.cluster,
+                r.error.as_deref().unwrap_or("no link yet")
+            ),
         };
         rows.iter().map(line).collect::<Vec<_>>().join("\n")
     })

@@ -11,7 +11,8 @@ use crate::printer::table;
 
 pub fn run(cx: &Cx, what: Generated) -> Result {
     let text = match what {
-        Generated::Schema => serde_json::to_string_pretty(&mainstay_fleet::schema()).map_err(|e| Failure::of("internal", &e, None))?,
+        Generated::Schema => serde_json::to_string_pretty(&mainstay_fleet::schema())
+            .map_err(|e| Failure::of("internal", &e, None))?,
         Generated::Commands => commands(),
         Generated::Capabilities => capabilities(cx),
     };
@@ -25,7 +26,11 @@ fn commands() -> String {
     root.build();
     let mut todo = vec![("mainstay".to_owned(), root)];
     while let Some((name, mut command)) = todo.pop() {
-        let mut below: Vec<_> = command.get_subcommands().filter(|c| !c.is_hide_set() && c.get_name() != "help").cloned().collect();
+        let mut below: Vec<_> = command
+            .get_subcommands()
+            .filter(|c| !c.is_hide_set() && c.get_name() != "help")
+            .cloned()
+            .collect();
         below.reverse();
         todo.extend(below.into_iter().map(|c| (format!("{name} {}", c.get_name()), c)));
         let help = command.render_long_help().to_string();
@@ -38,7 +43,9 @@ fn commands() -> String {
 
 /// Which engine can do what: gaps are gaps.
 fn capabilities(cx: &Cx) -> String {
-    let mut text = String::from("# Capabilities\n\nMade by `cargo xtask codegen` from what each adapter offers.\n\n```\n");
+    let mut text = String::from(
+        "# Capabilities\n\nMade by `cargo xtask codegen` from what each adapter offers.\n\n```\n",
+    );
     let yes = |has: bool| if has { "yes" } else { "-" }.to_owned();
     let rows = cx.engines.iter().map(|e| {
         vec![
@@ -54,7 +61,8 @@ fn capabilities(cx: &Cx) -> String {
             yes(e.prove().is_some()),
         ]
     });
-    let head = ["engine", "snapshot", "follow", "mark", "hold", "restore", "replay", "observe", "launch", "prove"];
+    let head =
+        ["engine", "snapshot", "follow", "mark", "hold", "restore", "replay", "observe", "launch", "prove"];
     text.push_str(&table(&head, rows));
     text.push_str("\n```");
     text

@@ -12,7 +12,11 @@ pub async fn run(cx: &Cx, args: &ClustersArgs) -> Result {
     let mut clusters = Vec::new();
     for cluster in session.select(&args.clusters)? {
         let seen = status::look(&session, cluster).await?;
-        clusters.push(ClusterHealth { cluster: seen.cluster, well: status::well(&seen.findings), findings: seen.findings });
+        clusters.push(ClusterHealth {
+            cluster: seen.cluster,
+            well: status::well(&seen.findings),
+            findings: seen.findings,
+        });
     }
     let health = Health { well: clusters.iter().all(|c| c.well), clusters };
     cx.printer.result(&health, |health| {

@@ -10,7 +10,11 @@ pub fn run(cx: &Cx, args: &InitArgs) -> Result {
     let path = &cx.global.fleet;
     let mut options = std::fs::File::options();
     options.write(true);
-    if args.force { options.create(true).truncate(true) } else { options.create_new(true) };
+    if args.force {
+        options.create(true).truncate(true)
+    } else {
+        options.create_new(true)
+    };
     let text = mainstay_fleet::template(cx.engines);
     options.open(path).and_then(|mut file| file.write_all(text.as_bytes())).map_err(|error| {
         let hint = if error.kind() == std::io::ErrorKind::AlreadyExists {

@@ -26,10 +26,20 @@ pub async fn run(cx: &Cx, args: &PointArgs) -> Result {
     let group = match (&args.group, groups.next(), groups.next()) {
         (Some(name), ..) => session.fleet.group(name).ok_or_else(|| {
             let known: Vec<_> = session.fleet.recovery_groups.keys().map(ToString::to_string).collect();
-            Failure::usage("unknown-name", format!("there is no recovery group `{name}`"), format!("name one of: {}", known.join(", ")))
+            Failure::usage(
+                "unknown-name",
+                format!("there is no recovery group `{name}`"),
+                format!("name one of: {}", known.join(", ")),
+            )
         })?,
         (None, Some(only), None) => only,
-        (None, None, _) => return Err(Failure::usage("no-group", "the fleet file has no recovery group", "add one: recovery_groups:")),
+        (None, None, _) => {
+            return Err(Failure::usage(
+                "no-group",
+                "the fleet file has no recovery group",
+                "add one: recovery_groups:",
+            ));
+        }
         (None, ..) => return Err(Failure::usage("usage", "there are several recovery groups", "name one")),
     };
     let names: Vec<String> = group.members.iter().map(ToString::to_string).collect();
@@ -64,11 +74,16 @@ pub async fn run(cx: &Cx, args: &PointArgs) -> Result {
         why_not_exact: set.why_not_exact.clone(),
         skew_ms: set.skew_ms(),
         stall_ms: set.stall_ms(),
-        clusters: set.members.iter().zip(&members).map(|(m, of)| PointMember {
-            cluster: m.cluster.clone(),
-            position: position(of.engine, &m.position),
-            at: m.at.latest,
-        }).collect(),
+        clusters: set
+            .members
+            .iter()
+            .zip(&members)
+            .map(|(m, of)| PointMember {
+                cluster: m.cluster.clone(),
+                position: position(of.engine, &m.position),
+                at: m.at.latest,
+            })
+            .collect(),
     };
     cx.printer.result(&point, |p| {
         let exact = match (&p.exact, &p.why_not_exact) {
@@ -77,10 +92,18 @@ pub async fn run(cx: &Cx, args: &PointArgs) -> Result {
             (false, None) => format!("marks at most {:.1} ms apart", p.skew_ms),
         };
         let row = |m: &PointMember| {
-            let places = m.position.iter().map(|(lane, place)| format!("{lane}={place}")).collect::<Vec<_>>().join(" ");
+            let places = m
+                .position
+                .iter()
+                .map(|(lane, place)| format!("{lane}={place}"))
+                .collect::<Vec<_>>()
+                .join(" ");
             vec![m.cluster.clone(), places, m.at.to_string()]
         };
         let rows = table(&["cluster", "position", "marked at"], p.clusters.iter().map(row));
-        format!("point {} at {}: {exact}; writes waited {:.1} ms at the longest\n{rows}", p.point, p.at, p.stall_ms)
+        format!(
+            "point {} at {}: {exact}; writes waited {:.1} ms at the longest\n{rows}",
+            p.point, p.at, p.stall_ms
+        )
     })
 }

@@ -17,7 +17,8 @@ use crate::session::{Missing, Session};
 pub async fn run(cx: &Cx, args: ProveArgs) -> Result {
     let began = Monotonic::now();
     let session = Session::open(cx)?;
-    let members = session.all_protected(&session.select(std::slice::from_ref(&args.what))?, Missing::Fail).await?;
+    let members =
+        session.all_protected(&session.select(std::slice::from_ref(&args.what))?, Missing::Fail).await?;
     let target_args: TargetArgs = args.target.into();
     let target = target::read(&session, &args.what, &members, &target_args).await?;
     let bar = cx.bar(format!("prove {}", args.what));
@@ -40,8 +41,20 @@ pub async fn run(cx: &Cx, args: ProveArgs) -> Result {
         sandboxes.clear().await;
     }
     let proven = done?;
-    let check = |c: ProofCheck| CheckRow { cluster: c.cluster, kind: c.kind, what: c.what, expected: c.expected, found: c.found };
-    let difference = |c: ProofCheck| Difference { cluster: c.cluster, kind: c.kind, what: c.what, expected: c.expected, found: c.found };
+    let check = |c: ProofCheck| CheckRow {
+        cluster: c.cluster,
+        kind: c.kind,
+        what: c.what,
+        expected: c.expected,
+        found: c.found,
+    };
+    let difference = |c: ProofCheck| Difference {
+        cluster: c.cluster,
+        kind: c.kind,
+        what: c.what,
+        expected: c.expected,
+        found: c.found,
+    };
     let proof = Proof {
         proof: proven.proof,
         at: proven.at,
@@ -53,7 +66,11 @@ pub async fn run(cx: &Cx, args: ProveArgs) -> Result {
     };
     cx.printer.result(&proof, |p| {
         let row = |c: &CheckRow| {
-            let verdict = if c.expected == c.found { "ok".to_owned() } else { format!("DIFFERS: expected {}", c.expected) };
+            let verdict = if c.expected == c.found {
+                "ok".to_owned()
+            } else {
+                format!("DIFFERS: expected {}", c.expected)
+            };
             vec![c.cluster.clone(), c.kind.clone(), c.what.clone(), c.found.clone(), verdict]
         };
         let notes: String = p.notes.iter().map(|n| format!("note: {n}\n")).collect();
@@ -72,5 +89,9 @@ pub async fn run(cx: &Cx, args: ProveArgs) -> Result {
         return Ok(());
     }
     let message = format!("{} things are not as they must be", proof.differences.len());
-    Err(Failure::verdict("not-proven", message, "take a new snapshot (mainstay backup run CLUSTER), prove it, and keep the old one to look into"))
+    Err(Failure::verdict(
+        "not-proven",
+        message,
+        "take a new snapshot (mainstay backup run CLUSTER), prove it, and keep the old one to look into",
+    ))
 }

@@ -46,14 +46,19 @@ pub async fn run(cx: &Cx, args: &ServeArgs) -> Result {
         return once(cx, config).await;
     }
     let mut term = signal(SignalKind::terminate()).map_err(|e| Failure::of("io", &e, None))?;
-    cx.printer.say(format!("serving fleet {} ({}); Ctrl-C or SIGTERM ends it", session.fleet.name, session.fleet.environment.name));
+    cx.printer.say(format!(
+        "serving fleet {} ({}); Ctrl-C or SIGTERM ends it",
+        session.fleet.name, session.fleet.environment.name
+    ));
     let stop = async {
         tokio::select! {
             _ = term.recv() => {}
             () = cx.stopped() => {}
         }
     };
-    serve(config, stop).await.map_err(|e| Failure::of("listen", &e, Some("choose another address: --listen 127.0.0.1:PORT".to_owned())))
+    serve(config, stop).await.map_err(|e| {
+        Failure::of("listen", &e, Some("choose another address: --listen 127.0.0.1:PORT".to_owned()))
+    })
 }
 
 async fn once(cx: &Cx, config: Config) -> Result {
@@ -70,7 +75,11 @@ async fn once(cx: &Cx, config: Config) -> Result {
         return Err(Failure::failed("not-all-done", failed, "see `mainstay status`, then run it again"));
     }
     cx.printer.result(&did, |did| {
-        let done = if did.done.is_empty() { "nothing was due".to_owned() } else { format!("done: {}", did.done.join(", ")) };
+        let done = if did.done.is_empty() {
+            "nothing was due".to_owned()
+        } else {
+            format!("done: {}", did.done.join(", "))
+        };
         if did.skipped.is_empty() { done } else { format!("{done}\nnot up: {}", did.skipped.join(", ")) }
     })
 }
@@ -87,7 +96,9 @@ struct Here {
 #[async_trait]
 impl World for Here {
     async fn protected(&self, cluster: &Cluster) -> std::result::Result<Protected, BoxError> {
-        let session = Session::with(&self.cx, self.fleet.clone(), self.home.clone(), Arc::clone(&self.vaults)).map_err(boxed)?;
+        let session =
+            Session::with(&self.cx, self.fleet.clone(), self.home.clone(), Arc::clone(&self.vaults))
+                .map_err(boxed)?;
         session.protected(cluster, Missing::Make).await.map_err(boxed)
     }
 

@@ -29,7 +29,15 @@ pub async fn run(cx: &Cx, args: &ClustersArgs) -> Result {
 
 /// Judged, and not well.
 pub fn verdict(well: bool) -> Result {
-    if well { Ok(()) } else { Err(Failure::verdict("not-well", "something is not well", "see the findings above; `mainstay up` starts what is down")) }
+    if well {
+        Ok(())
+    } else {
+        Err(Failure::verdict(
+            "not-well",
+            "something is not well",
+            "see the findings above; `mainstay up` starts what is down",
+        ))
+    }
 }
 
 /// Notes are worth knowing, and no more.
@@ -53,7 +61,11 @@ pub async fn look(session: &Session<'_>, cluster: &Cluster) -> Result<ClusterSta
         findings: Vec::new(),
     };
     if access.nodes.is_empty() {
-        status.findings.push(finding(Severity::Critical, None, "it was never brought up here: mainstay up".to_owned()));
+        status.findings.push(finding(
+            Severity::Critical,
+            None,
+            "it was never brought up here: mainstay up".to_owned(),
+        ));
     } else if let Some(observe) = engine.observe() {
         match observe.observe(&access).await {
             Ok(view) => seen(&mut status, &access, view),
@@ -76,7 +88,11 @@ fn seen(status: &mut ClusterStatus, access: &Access, view: View) {
         });
         let said = view.findings.iter().any(|f| f.node.as_deref() == Some(node.name.as_str()));
         if seen.role == Role::Down && !said {
-            status.findings.push(finding(Severity::Critical, Some(node.name.clone()), "does not answer".to_owned()));
+            status.findings.push(finding(
+                Severity::Critical,
+                Some(node.name.clone()),
+                "does not answer".to_owned(),
+            ));
         }
     }
     status.findings.extend(view.findings.into_iter().map(|f| finding(f.severity, f.node, f.message)));
@@ -91,11 +107,19 @@ async fn protection(session: &Session<'_>, cluster: &Cluster, status: &mut Clust
         Ok(of) => of,
         Err(failure) if failure.code == "vault-missing" => {
             status.snapshots = Some(0);
-            status.findings.push(finding(Severity::Warning, None, "it was never backed up: mainstay serve, or mainstay backup run".to_owned()));
+            status.findings.push(finding(
+                Severity::Warning,
+                None,
+                "it was never backed up: mainstay serve, or mainstay backup run".to_owned(),
+            ));
             return Ok(());
         }
         Err(failure) => {
-            status.findings.push(finding(Severity::Critical, None, format!("its vault cannot be opened: {}", failure.message)));
+            status.findings.push(finding(
+                Severity::Critical,
+                None,
+                format!("its vault cannot be opened: {}", failure.message),
+            ));
             return Ok(());
         }
     };
@@ -105,13 +129,25 @@ async fn protection(session: &Session<'_>, cluster: &Cluster, status: &mut Clust
     status.window_to = found.to;
     status.last_proof_at = of.vault.snapshots_and_damaged().await?.0.iter().filter_map(|r| r.proven_at).max();
     if found.snapshots == 0 {
-        status.findings.push(finding(Severity::Warning, None, "it has no snapshot: mainstay backup run".to_owned()));
+        status.findings.push(finding(
+            Severity::Warning,
+            None,
+            "it has no snapshot: mainstay backup run".to_owned(),
+        ));
     }
     for object in &found.damaged {
-        status.findings.push(finding(Severity::Critical, None, format!("{object} in its vault cannot be read: mainstay backup verify")));
+        status.findings.push(finding(
+            Severity::Critical,
+            None,
+            format!("{object} in its vault cannot be read: mainstay backup verify"),
+        ));
     }
     for hole in &found.holes {
-        status.findings.push(finding(Severity::Note, None, format!("its log has a hole from {} to {}: {}", hole.from, hole.to, hole.reason)));
+        status.findings.push(finding(
+            Severity::Note,
+            None,
+            format!("its log has a hole from {} to {}: {}", hole.from, hole.to, hole.reason),
+        ));
     }
     Ok(())
 }
@@ -143,8 +179,15 @@ fn text(status: &Status) -> String {
         c.nodes.iter().map(row).collect::<Vec<_>>()
     });
     let kept = status.clusters.iter().map(|c| {
-        let at = |at: Option<mainstay_model::Instant>| at.map_or_else(|| "never".to_owned(), |at| at.to_string());
-        vec![c.cluster.clone(), c.snapshots.unwrap_or(0).to_string(), at(c.last_snapshot_at), at(c.last_proof_at), at(c.window_to)]
+        let at =
+            |at: Option<mainstay_model::Instant>| at.map_or_else(|| "never".to_owned(), |at| at.to_string());
+        vec![
+            c.cluster.clone(),
+            c.snapshots.unwrap_or(0).to_string(),
+            at(c.last_snapshot_at),
+            at(c.last_proof_at),
+            at(c.window_to),
+        ]
     });
     let mut text = table(&["cluster", "node", "role", "address", "", ""], nodes);
     text.push_str("\n\n");

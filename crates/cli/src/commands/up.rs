@@ -30,9 +30,20 @@ pub async fn run(cx: &Cx, args: &ClustersArgs) -> Result {
     };
     cx.printer.result(&up, |up| {
         let rows = up.clusters.iter().flat_map(|c| {
-            let row = |n: &Taken| vec![c.cluster.clone(), n.node.clone(), format!("127.0.0.1:{}", n.port), format!("{} {}", c.engine, c.version)];
+            let row = |n: &Taken| {
+                vec![
+                    c.cluster.clone(),
+                    n.node.clone(),
+                    format!("127.0.0.1:{}", n.port),
+                    format!("{} {}", c.engine, c.version),
+                ]
+            };
             c.nodes.iter().map(row).collect::<Vec<_>>()
         });
-        format!("{}\nall ready after {:.1} s", table(&["cluster", "node", "address", "server"], rows), up.seconds)
+        format!(
+            "{}\nall ready after {:.1} s",
+            table(&["cluster", "node", "address", "server"], rows),
+            up.seconds
+        )
     })
 }

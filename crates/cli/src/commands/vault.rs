@@ -55,7 +55,15 @@ pub async fn run(cx: &Cx, verb: &VaultCommand) -> Result {
     cx.printer.result(&rows, |rows| {
         let line = |r: &Row| {
             let keys = if r.can_restore { "identity: can restore" } else { "no identity: cannot restore" };
-            vec![r.vault.clone(), r.url.clone(), r.id.clone(), keys.to_owned(), format!("{} snapshots", r.snapshots), bytes(r.bytes_unique), verb.to_owned()]
+            vec![
+                r.vault.clone(),
+                r.url.clone(),
+                r.id.clone(),
+                keys.to_owned(),
+                format!("{} snapshots", r.snapshots),
+                bytes(r.bytes_unique),
+                verb.to_owned(),
+            ]
         };
         let mut text = table(&["vault", "url", "id", "keys", "holds", "unique", ""], rows.iter().map(line));
         for row in rows {

@@ -52,6 +52,10 @@ impl Client {
             if line == token {
                 return Ok(lines);
             }
+            // A redis-cli without a connection answers every command, the echo too, with its complaint.
+            if line.starts_with("Could not connect to ") || line.starts_with("Error: ") {
+                return Err(io::Error::new(io::ErrorKind::NotConnected, line.to_owned()));
+            }
             if lines.len() >= LINES_MAX {
                 return Err(io::Error::other("the answer is too long"));
             }
@@ -65,7 +69,11 @@ impl Client {
     /// Also when the server refused.
     pub fn must(&mut self, statement: &str) -> io::Result<Vec<String>> {
         let lines = self.ask(statement)?;
-        let refused = lines.iter().find(|l| ["ERR ", "MOVED ", "CLUSTERDOWN", "READONLY", "Error", "Could not connect", "LOADING", "MASTERDOWN"].iter().any(|p| l.starts_with(p)));
+        let refused = lines.iter().find(|l| {
+            ["ERR ", "MOVED ", "CLUSTERDOWN", "READONLY", "LOADING", "MASTERDOWN"]
+                .iter()
+                .any(|p| l.starts_with(p))
+        });
         match refused {
             Some(line) => Err(io::Error::other(line.clone())),
             None => Ok(lines),
@@ -87,7 +95,8 @@ impl Drop for Client {
 /// When the URI is of no known kind.
 pub fn command(uri: &str) -> io::Result<(Command, &'static str)> {
     let url = Url::parse(uri).map_err(|_| io::Error::other("not a URI"))?;
-    let (host, port) = (url.host_str().unwrap_or("127.0.0.1").to_owned(), url.port().unwrap_or(0).to_string());
+    let (host, port) =
+        (url.host_str().unwrap_or("127.0.0.1").to_owned(), url.port().unwrap_or(0).to_string());
     match url.scheme() {
         "postgresql" | "postgres" => {
             let mut psql = Command::new("psql");
@@ -118,7 +127,8 @@ fn decoded(text: &str) -> String {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let [first, tail @ ..] = rest {
-        let escaped = (*first == b'%').then(|| tail.get(..2)).flatten().and_then(|h| std::str::from_utf8(h).ok());
+        let escaped =
+            (*first == b'%').then(|| tail.get(..2)).flatten().and_then(|h| std::str::from_utf8(h).ok());
         match escaped.and_then(|h| u8::from_str_radix(h, 16).ok()) {
             Some(byte) => {
                 bytes.push(byte);
@@ -139,7 +149,9 @@ mod tests {
 
     #[test]
     fn no_secret_is_an_argument() {
-        for uri in ["postgresql://mainstay:s3cr%65t@127.0.0.1:1/postgres", "redis://default:s3cr%65t@127.0.0.1:2"] {
+        for uri in
+            ["postgresql://mainstay:s3cr%65t@127.0.0.1:1/postgres", "redis://default:s3cr%65t@127.0.0.1:2"]
+        {
             let (command, _) = command(uri).unwrap();
             assert!(command.get_args().all(|a| !a.to_string_lossy().contains("s3cr")));
             assert!(command.get_envs().any(|(_, v)| v.is_some_and(|v| v == "s3cret")));

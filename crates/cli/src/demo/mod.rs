@@ -40,7 +40,8 @@ struct Shop {
 impl Shop {
     fn open(dir: &Path, printer: Printer) -> Result<Self> {
         let exe = std::env::current_exe().map_err(|e| Failure::of("io", &e, None))?;
-        std::fs::create_dir_all(dir).map_err(|e| Failure::of("io", &e, Some(format!("make {} writable", dir.display()))))?;
+        std::fs::create_dir_all(dir)
+            .map_err(|e| Failure::of("io", &e, Some(format!("make {} writable", dir.display()))))?;
         let file = dir.join("fleet.yaml");
         std::fs::write(&file, FLEET).map_err(|e| Failure::of("io", &e, None))?;
         Ok(Self { dir: dir.to_owned(), exe, daemon: None, printer })
@@ -48,7 +49,11 @@ impl Shop {
 
     fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(&self.exe);
-        command.current_dir(&self.dir).env("MAINSTAY_HOME", self.dir.join("home")).args(args).stdin(Stdio::null());
+        command
+            .current_dir(&self.dir)
+            .env("MAINSTAY_HOME", self.dir.join("home"))
+            .args(args)
+            .stdin(Stdio::null());
         command
     }
 
@@ -60,20 +65,34 @@ impl Shop {
 
     fn quietly(&self, args: &[&str]) -> Result<Value> {
         let mut command = self.command(args);
-        let out = command.args(["--output", "json"]).stderr(Stdio::inherit()).output().map_err(|e| Failure::of("io", &e, None))?;
+        let out = command
+            .args(["--output", "json"])
+            .stderr(Stdio::inherit())
+            .output()
+            .map_err(|e| Failure::of("io", &e, None))?;
         let json: Value = serde_json::from_slice(&out.stdout).unwrap_or(Value::Null);
         if out.status.success() {
             return Ok(json);
         }
         let said = json["error"]["message"].as_str().unwrap_or("it said no more");
-        Err(Failure::failed("demo-step", format!("mainstay {} failed: {said}", args.join(" ")), json["error"]["hint"].as_str().unwrap_or("see above")))
+        Err(Failure::failed(
+            "demo-step",
+            format!("mainstay {} failed: {said}", args.join(" ")),
+            json["error"]["hint"].as_str().unwrap_or("see above"),
+        ))
     }
 
     /// Starts the daemon, its talk in a file.
     fn serve(&mut self) -> Result {
-        let log = std::fs::File::create(self.dir.join("serve.log")).map_err(|e| Failure::of("io", &e, None))?;
+        let log =
+            std::fs::File::create(self.dir.join("serve.log")).map_err(|e| Failure::of("io", &e, None))?;
         self.printer.say("\n$ mainstay serve &        # snapshots, followers, fleet points, from now on");
-        let child = self.command(&["serve"]).stdout(Stdio::null()).stderr(log).spawn().map_err(|e| Failure::of("io", &e, None))?;
+        let child = self
+            .command(&["serve"])
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .map_err(|e| Failure::of("io", &e, None))?;
         self.daemon = Some(child);
         Ok(())
     }

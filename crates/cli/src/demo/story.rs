@@ -71,7 +71,12 @@ fn tell(shop: &mut Shop, stop: &Arc<AtomicBool>) -> Result {
 
     let windows = shop.step(&["recover", "window"])?;
     for window in windows.as_array().into_iter().flatten() {
-        say.say(format!("{}: any instant from {} to {}", text(&window["cluster"]), text(&window["from"]), text(&window["to"])));
+        say.say(format!(
+            "{}: any instant from {} to {}",
+            text(&window["cluster"]),
+            text(&window["from"]),
+            text(&window["to"])
+        ));
     }
 
     let restored = shop.step(&["recover", "run", "shop", "--at", &before, "--into", "sandbox"])?;
@@ -82,7 +87,13 @@ fn tell(shop: &mut Shop, stop: &Arc<AtomicBool>) -> Result {
     let proof = shop.step(&["prove", "shop", "--at", &before])?;
     let checks = proof["checks"].as_array().map_or(0, Vec::len);
     for check in proof["checks"].as_array().into_iter().flatten() {
-        say.say(format!("  {:8} {:12} {}: {}", text(&check["cluster"]), text(&check["kind"]), text(&check["what"]), text(&check["found"])));
+        say.say(format!(
+            "  {:8} {:12} {}: {}",
+            text(&check["cluster"]),
+            text(&check["kind"]),
+            text(&check["what"]),
+            text(&check["found"])
+        ));
     }
     say.line(&format!(
         "\nLost at {before}, back in {} s (RTO). Proven: {checks} checks, {} differences. What was asked for lies {} s before the end of what \
@@ -130,10 +141,15 @@ fn accident(shop: &mut Shop, orders: &str, stock: &[String], traffic: Traffic) -
 fn compare(shop: &Shop, restored: &Value) -> Result {
     let uris = |cluster: &str| {
         let clusters = restored["clusters"].as_array();
-        clusters.and_then(|c| c.iter().find(|c| c["cluster"] == cluster)).map(|c| strings(&c["uris"])).unwrap_or_default()
+        clusters
+            .and_then(|c| c.iter().find(|c| c["cluster"] == cluster))
+            .map(|c| strings(&c["uris"]))
+            .unwrap_or_default()
     };
     let (orders, stock) = (uris("orders"), uris("stock"));
-    let first = orders.first().ok_or_else(|| Failure::failed("demo-compare", "there is no sandbox to look at", "report this as a bug"))?;
+    let first = orders.first().ok_or_else(|| {
+        Failure::failed("demo-compare", "there is no sandbox to look at", "report this as a bug")
+    })?;
     let held = Holdings::read(first, &stock).map_err(lost)?;
     shop.printer.say(format!(
         "came back: {} orders, {} keys that refer to one; keys without their order: {}",
@@ -141,23 +157,37 @@ fn compare(shop: &Shop, restored: &Value) -> Result {
         held.keys.len(),
         held.dangling()
     ));
-    let right = held.rows.contains(&1) && held.keys.contains(&1) && !held.rows.contains(&2) && !held.keys.contains(&2);
+    let right = held.rows.contains(&1)
+        && held.keys.contains(&1)
+        && !held.rows.contains(&2)
+        && !held.keys.contains(&2);
     if !right {
-        return Err(Failure::failed("demo-compare", "the sandbox does not hold what was there at that instant", "report this as a bug"));
+        return Err(Failure::failed(
+            "demo-compare",
+            "the sandbox does not hold what was there at that instant",
+            "report this as a bug",
+        ));
     }
     shop.printer.say("the last order before the accident is there, the first one after it is not");
     Ok(())
 }
 
 fn client(uri: &str) -> Result<Client> {
-    Client::open(uri).map_err(|e| Failure::of("client", &e, Some("install psql and redis-cli (scripts/engines demo)".to_owned())))
+    Client::open(uri).map_err(|e| {
+        Failure::of("client", &e, Some("install psql and redis-cli (scripts/engines demo)".to_owned()))
+    })
 }
 
 fn lost(error: std::io::Error) -> Failure {
     Failure::of("client", &error, Some("see the servers' logs below the home's run/ folder".to_owned()))
 }
 
-fn wait(shop: &mut Shop, stop: &AtomicBool, what: &str, mut holds: impl FnMut(&mut Shop) -> Result<bool>) -> Result {
+fn wait(
+    shop: &mut Shop,
+    stop: &AtomicBool,
+    what: &str,
+    mut holds: impl FnMut(&mut Shop) -> Result<bool>,
+) -> Result {
     shop.printer.say(format!("waiting for: {what}"));
     let until = Instant::now() + PATIENCE;
     loop {
@@ -174,7 +204,11 @@ fn wait(shop: &mut Shop, stop: &AtomicBool, what: &str, mut holds: impl FnMut(&m
             for line in tail.into_iter().rev() {
                 shop.printer.say(format!("  serve: {line}"));
             }
-            return Err(Failure::failed("deadline", format!("waited in vain for: {what}"), "run `mainstay demo --keep` and look at its serve.log"));
+            return Err(Failure::failed(
+                "deadline",
+                format!("waited in vain for: {what}"),
+                "run `mainstay demo --keep` and look at its serve.log",
+            ));
         }
         std::thread::sleep(Duration::from_millis(500));
     }

@@ -91,7 +91,14 @@ struct Writer {
 }
 
 impl Writer {
-    fn work(&mut self, orders: &str, stock: &str, pause: Duration, stop: &AtomicBool, counts: &Counts) -> io::Result<()> {
+    fn work(
+        &mut self,
+        orders: &str,
+        stock: &str,
+        pause: Duration,
+        stop: &AtomicBool,
+        counts: &Counts,
+    ) -> io::Result<()> {
         let mut sql = Client::open(orders)?;
         let mut redis = Client::open(stock)?;
         while !stop.load(Ordering::Relaxed) {
@@ -141,8 +148,12 @@ impl Holdings {
     pub fn read(orders: &str, stock: &[String]) -> io::Result<Self> {
         let mut sql = Client::open(orders)?;
         let found = sql.ask("SELECT count(*) FROM orders;")?;
-        let count: usize = found.first().and_then(|n| n.parse().ok()).ok_or_else(|| io::Error::other("there is no table orders"))?;
-        let rows: BTreeSet<u64> = sql.ask("SELECT id FROM orders;")?.iter().filter_map(|l| l.parse().ok()).collect();
+        let count: usize = found
+            .first()
+            .and_then(|n| n.parse().ok())
+            .ok_or_else(|| io::Error::other("there is no table orders"))?;
+        let rows: BTreeSet<u64> =
+            sql.ask("SELECT id FROM orders;")?.iter().filter_map(|l| l.parse().ok()).collect();
         if rows.len() != count {
             return Err(io::Error::other(format!("{count} orders were counted, {} were read", rows.len())));
         }
@@ -150,7 +161,9 @@ impl Holdings {
         for uri in stock {
             let mut redis = Client::open(uri)?;
             for key in redis.must("KEYS order:*")? {
-                keys.extend(key.trim_matches('"').strip_prefix("order:").and_then(|id| id.parse::<u64>().ok()));
+                keys.extend(
+                    key.trim_matches('"').strip_prefix("order:").and_then(|id| id.parse::<u64>().ok()),
+                );
             }
         }
         Ok(Self { rows, keys })

@@ -39,7 +39,15 @@ pub async fn run(cx: &Cx, args: &ClustersArgs) -> Result {
         let row = |r: &SnapshotRow| {
             let pinned = if r.pinned { "pinned" } else { "" };
             let proven = r.proven_at.map(|at| at.to_string()).unwrap_or_default();
-            vec![r.cluster.clone(), r.snapshot.clone(), r.taken_at.to_string(), r.state.clone(), proven, bytes(r.bytes_unique), pinned.to_owned()]
+            vec![
+                r.cluster.clone(),
+                r.snapshot.clone(),
+                r.taken_at.to_string(),
+                r.state.clone(),
+                proven,
+                bytes(r.bytes_unique),
+                pinned.to_owned(),
+            ]
         };
         table(&["cluster", "snapshot", "taken at", "state", "proven at", "unique", ""], rows.iter().map(row))
     })

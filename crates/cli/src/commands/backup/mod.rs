@@ -22,7 +22,8 @@ pub async fn run(cx: &Cx, verb: Backup) -> Result {
 
 /// Who works on a vault, for people who find a lease: `mainstay on HOST, pid N`.
 pub fn holder() -> String {
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_else(|_| "this host".to_owned());
+    let host =
+        std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_else(|_| "this host".to_owned());
     let host = host.trim();
     format!("mainstay on {host}, pid {}", std::process::id())
 }

@@ -30,5 +30,9 @@ pub async fn run(cx: &Cx, args: &PinArgs) -> Result {
 }
 
 pub fn no_snapshot(id: &str) -> Failure {
-    Failure::failed("not-found", format!("there is no snapshot {id}"), "see which there are: mainstay backup list")
+    Failure::failed(
+        "not-found",
+        format!("there is no snapshot {id}"),
+        "see which there are: mainstay backup list",
+    )
 }

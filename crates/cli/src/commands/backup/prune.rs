@@ -12,7 +12,8 @@ use crate::printer::{bytes, table};
 use crate::session::{Missing, Session};
 
 pub async fn run(cx: &Cx, args: &PruneArgs) -> Result {
-    let grace = parse_duration(&args.grace).map_err(|e| Failure::usage("usage", format!("--grace: {e}"), "write it as 90s, 15m or 1h"))?;
+    let grace = parse_duration(&args.grace)
+        .map_err(|e| Failure::usage("usage", format!("--grace: {e}"), "write it as 90s, 15m or 1h"))?;
     let session = Session::open(cx)?;
     let clusters = session.backed_up(session.select(&args.clusters)?);
     let all = session.all_protected(&clusters, Missing::Fail).await?;
@@ -32,7 +33,11 @@ pub async fn run(cx: &Cx, args: &PruneArgs) -> Result {
     }
     if !args.dry_run {
         if !done.marked.is_empty() {
-            let names: Vec<_> = done.marked.iter().map(|m| format!("{} of {} ({})", m.snapshot, m.cluster, m.reason)).collect();
+            let names: Vec<_> = done
+                .marked
+                .iter()
+                .map(|m| format!("{} of {} ({})", m.snapshot, m.cluster, m.reason))
+                .collect();
             let question = format!("Let these go after {}?\n  {}\n", args.grace, names.join("\n  "));
             cx.printer.confirm(&question, args.consent.yes)?;
         }
@@ -51,6 +56,13 @@ pub async fn run(cx: &Cx, args: &PruneArgs) -> Result {
             done.objects_deleted,
             bytes(done.bytes_freed)
         );
-        if done.marked.is_empty() { summary } else { format!("{}\n{summary}", table(&["cluster", "snapshot", "why it goes"], done.marked.iter().map(row))) }
+        if done.marked.is_empty() {
+            summary
+        } else {
+            format!(
+                "{}\n{summary}",
+                table(&["cluster", "snapshot", "why it goes"], done.marked.iter().map(row))
+            )
+        }
     })
 }

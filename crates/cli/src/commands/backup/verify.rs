@@ -22,12 +22,17 @@ pub async fn run(cx: &Cx, args: &VerifyArgs) -> Result {
         let of = session.protected(cluster, Missing::Fail).await?;
         if let Some(id) = &args.snapshot {
             let (records, damaged) = of.vault.snapshots_and_damaged().await?;
-            if !records.iter().any(|r| r.id == *id) && !damaged.iter().any(|(object, _)| object.contains(id.as_str())) {
+            if !records.iter().any(|r| r.id == *id)
+                && !damaged.iter().any(|(object, _)| object.contains(id.as_str()))
+            {
                 continue;
             }
             seen = true;
         }
-        mainstay_engine::Progress::stage(bar.as_ref(), &format!("read the backups of {} again", cluster.name));
+        mainstay_engine::Progress::stage(
+            bar.as_ref(),
+            &format!("read the backups of {} again", cluster.name),
+        );
         add(&mut found, mainstay_recovery::verify::verify(&of, &options).await?);
         let vault = of.vault.vault();
         if args.snapshot.is_none() && vaults.insert(vault.id().to_owned()) {
@@ -43,19 +48,33 @@ pub async fn run(cx: &Cx, args: &VerifyArgs) -> Result {
     found.damaged.dedup_by(|a, b| a.object == b.object);
     cx.printer.result(&found, |found| {
         let row = |d: &Damaged| vec![d.object.clone(), d.reason.clone(), d.snapshots.join(" ")];
-        let damaged = table(&["object", "what is wrong", "snapshots that need it"], found.damaged.iter().map(row));
-        let summary = format!("{} objects, {} read again, {} damaged", found.objects, bytes(found.bytes_read), found.damaged.len());
+        let damaged =
+            table(&["object", "what is wrong", "snapshots that need it"], found.damaged.iter().map(row));
+        let summary = format!(
+            "{} objects, {} read again, {} damaged",
+            found.objects,
+            bytes(found.bytes_read),
+            found.damaged.len()
+        );
         if found.damaged.is_empty() { summary } else { format!("{damaged}\n{summary}") }
     })?;
     if found.damaged.is_empty() {
         return Ok(());
     }
     let message = format!("{} objects in the vaults are damaged", found.damaged.len());
-    Err(Failure::verdict("vault-damaged", message, "take a new snapshot of each cluster now: mainstay backup run CLUSTER"))
+    Err(Failure::verdict(
+        "vault-damaged",
+        message,
+        "take a new snapshot of each cluster now: mainstay backup run CLUSTER",
+    ))
 }
 
 fn add(found: &mut Verified, more: mainstay_vault::Verified) {
     found.objects += more.objects;
     found.bytes_read += more.bytes;
-    found.damaged.extend(more.damaged.into_iter().map(|d| Damaged { object: d.object, reason: d.reason, snapshots: d.snapshots }));
+    found.damaged.extend(more.damaged.into_iter().map(|d| Damaged {
+        object: d.object,
+        reason: d.reason,
+        snapshots: d.snapshots,
+    }));
 }

@@ -21,6 +21,10 @@ pub async fn run(cx: &Cx, args: &DropArgs) -> Result {
         dropped.push(id);
     }
     cx.printer.result(&Dropped { dropped }, |d| {
-        if d.dropped.is_empty() { "there were none".to_owned() } else { format!("dropped: {}", d.dropped.join(", ")) }
+        if d.dropped.is_empty() {
+            "there were none".to_owned()
+        } else {
+            format!("dropped: {}", d.dropped.join(", "))
+        }
     })
 }

@@ -32,7 +32,20 @@ pub async fn run(cx: &Cx) -> Result {
         rows.extend(operation::rows(&Session::open(cx)?)?);
     }
     cx.printer.result(&rows, |rows| {
-        let row = |r: &OperationRow| vec![r.id.clone(), r.kind.clone(), r.state.clone(), r.created_at.to_string(), r.clusters.join(" "), r.next.clone()];
-        if rows.is_empty() { "none".to_owned() } else { table(&["id", "kind", "state", "since", "clusters", "next"], rows.iter().map(row)) }
+        let row = |r: &OperationRow| {
+            vec![
+                r.id.clone(),
+                r.kind.clone(),
+                r.state.clone(),
+                r.created_at.to_string(),
+                r.clusters.join(" "),
+                r.next.clone(),
+            ]
+        };
+        if rows.is_empty() {
+            "none".to_owned()
+        } else {
+            table(&["id", "kind", "state", "since", "clusters", "next"], rows.iter().map(row))
+        }
     })
 }

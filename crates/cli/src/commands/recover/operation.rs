@@ -25,40 +25,73 @@ use crate::session::{Missing, Session};
 const LOOKED_AT: u32 = 1000;
 
 /// Shows the plan, asks, and replaces the environment's data.
-pub async fn begin(session: &Session<'_>, planned: &Planned, args: &RecoverRunArgs, began: Monotonic) -> Result {
+pub async fn begin(
+    session: &Session<'_>,
+    planned: &Planned,
+    args: &RecoverRunArgs,
+    began: Monotonic,
+) -> Result {
     let cx = session.cx;
     let environment = session.fleet.environment.name.as_str();
     for ready in &planned.ready {
         if session.layout(&ready.of.cluster)?.is_none() {
-            let message = format!("{} was never brought up in {environment} on this machine", ready.plan.cluster);
-            return Err(Failure::failed("not-up", message, "bring it up first: mainstay up; or restore --into sandbox"));
+            let message =
+                format!("{} was never brought up in {environment} on this machine", ready.plan.cluster);
+            return Err(Failure::failed(
+                "not-up",
+                message,
+                "bring it up first: mainstay up; or restore --into sandbox",
+            ));
         }
     }
     if let Some(open) = open(session)?.first() {
         let message = format!("operation {} is not finished", open.id);
-        return Err(Failure::failed("operation-open", message, format!("mainstay recover finish {0}, or mainstay recover undo {0}", open.id)));
+        return Err(Failure::failed(
+            "operation-open",
+            message,
+            format!("mainstay recover finish {0}, or mainstay recover undo {0}", open.id),
+        ));
     }
     let ttl = match args.ttl {
         Some(TtlArg::Shift) => Ttl::Shift,
         Some(TtlArg::Absolute) => Ttl::Absolute,
         None => {
             let hint = "--ttl shift: every key has the life left that it had then; --ttl absolute: what has expired since is gone";
-            return Err(Failure::usage("ttl-not-said", "restoring into an environment: what becomes of times to live?", hint));
+            return Err(Failure::usage(
+                "ttl-not-said",
+                "restoring into an environment: what becomes of times to live?",
+                hint,
+            ));
         }
     };
     cx.printer.say(run::shown(planned));
-    let question = format!("Stop these clusters of {environment} and replace their data? The old data is kept until `recover finish`.");
+    let question = format!(
+        "Stop these clusters of {environment} and replace their data? The old data is kept until `recover finish`."
+    );
     cx.printer.confirm(&question, args.consent.yes)?;
     let _lock = session.environment.lock("restoring into it").await?;
     let what = format!("{} into {environment}", args.what);
     let operation = inplace::begin(&session.state()?, &what, planned, ttl)?;
-    cx.printer.say(format!("operation {} (if it is broken off: mainstay recover resume, or undo)", operation.id()));
+    cx.printer
+        .say(format!("operation {} (if it is broken off: mainstay recover resume, or undo)", operation.id()));
     let bar = cx.bar(format!("restore {what}"));
-    let options = InPlaceOptions { ttl, jobs: usize::from(args.jobs), began, objectives: run::objectives(session, planned), progress: bar.clone() };
+    let options = InPlaceOptions {
+        ttl,
+        jobs: usize::from(args.jobs),
+        began,
+        objectives: run::objectives(session, planned),
+        progress: bar.clone(),
+    };
     let done = inplace::run(&operation, planned, &Exchange(&session.environment), &options).await;
     bar.finish();
     let restored = done.map_err(|e| resumable(&operation, e.into()))?;
-    cx.printer.result(&run::leaving(planned, &restored), |r| format!("{}\nlook at it, then: mainstay recover finish {id}, or: mainstay recover undo {id}", run::text(r), id = operation.id()))
+    cx.printer.result(&run::leaving(planned, &restored), |r| {
+        format!(
+            "{}\nlook at it, then: mainstay recover finish {id}, or: mainstay recover undo {id}",
+            run::text(r),
+            id = operation.id()
+        )
+    })
 }
 
 /// `mainstay recover resume`.
@@ -69,7 +102,8 @@ pub async fn resume(cx: &Cx, args: &OperationArgs) -> Result {
     let _lock = session.environment.lock("going on with a restore").await?;
     let bar = cx.bar("resume");
     // The way with times to live is the operation's own.
-    let options = InPlaceOptions { ttl: Ttl::Absolute, jobs: 2, began, objectives: Vec::new(), progress: bar.clone() };
+    let options =
+        InPlaceOptions { ttl: Ttl::Absolute, jobs: 2, began, objectives: Vec::new(), progress: bar.clone() };
     let done = inplace::resume(&operation, &members, &Exchange(&session.environment), &options).await;
     bar.finish();
     done.map_err(|e| resumable(&operation, e.into()))?;
@@ -81,9 +115,14 @@ pub async fn undo(cx: &Cx, args: &OperationArgs) -> Result {
     let session = Session::open(cx)?;
     let (operation, members) = find(&session, args).await?;
     let row = operation.row()?;
-    cx.printer.confirm(&format!("Throw away what {} ({}) restored, and put the old data back?", row.id, row.what), args.consent.yes)?;
+    cx.printer.confirm(
+        &format!("Throw away what {} ({}) restored, and put the old data back?", row.id, row.what),
+        args.consent.yes,
+    )?;
     let _lock = session.environment.lock("undoing a restore").await?;
-    inplace::undo(&operation, &members, &Exchange(&session.environment)).await.map_err(|e| resumable(&operation, e.into()))?;
+    inplace::undo(&operation, &members, &Exchange(&session.environment))
+        .await
+        .map_err(|e| resumable(&operation, e.into()))?;
     say(cx, &operation, "undone", "mainstay status")
 }
 
@@ -92,9 +131,14 @@ pub async fn finish(cx: &Cx, args: &OperationArgs) -> Result {
     let session = Session::open(cx)?;
     let (operation, _) = find(&session, args).await?;
     let row = operation.row()?;
-    cx.printer.confirm(&format!("Delete the data from before {} ({}) for good?", row.id, row.what), args.consent.yes)?;
+    cx.printer.confirm(
+        &format!("Delete the data from before {} ({}) for good?", row.id, row.what),
+        args.consent.yes,
+    )?;
     let _lock = session.environment.lock("finishing a restore").await?;
-    inplace::finish(&operation, &Exchange(&session.environment)).await.map_err(|e| resumable(&operation, e.into()))?;
+    inplace::finish(&operation, &Exchange(&session.environment))
+        .await
+        .map_err(|e| resumable(&operation, e.into()))?;
     say(cx, &operation, "finished", "mainstay status")
 }
 
@@ -112,7 +156,9 @@ fn open(session: &Session<'_>) -> Result<Vec<OperationRow>> {
             Progress::Failed => ("failed", "resume, or undo"),
             Progress::Done => ("restored", "finish, or undo"),
         };
-        let clusters = serde_json::from_value::<Begun>(row.detail).map(|b| b.clusters.into_iter().map(|c| c.cluster).collect()).unwrap_or_default();
+        let clusters = serde_json::from_value::<Begun>(row.detail)
+            .map(|b| b.clusters.into_iter().map(|c| c.cluster).collect())
+            .unwrap_or_default();
         rows.push(OperationRow {
             id: row.id,
             kind: inplace::KIND.to_owned(),
@@ -129,18 +175,35 @@ async fn find(session: &Session<'_>, args: &OperationArgs) -> Result<(Operation,
     let id = match (&args.operation, open(session)?.as_slice()) {
         (Some(id), _) => id.clone(),
         (None, [one]) => one.id.clone(),
-        (None, []) => return Err(Failure::failed("no-operation", "there is no unfinished restore", "see mainstay recover list")),
-        (None, _) => return Err(Failure::usage("usage", "there are several unfinished restores", "name one: mainstay recover list")),
+        (None, []) => {
+            return Err(Failure::failed(
+                "no-operation",
+                "there is no unfinished restore",
+                "see mainstay recover list",
+            ));
+        }
+        (None, _) => {
+            return Err(Failure::usage(
+                "usage",
+                "there are several unfinished restores",
+                "name one: mainstay recover list",
+            ));
+        }
     };
     let operation = session.state()?.resume(&id)?;
-    let begun: Begun = serde_json::from_value(operation.row()?.detail).map_err(|e| Failure::of("state-damaged", &e, None))?;
+    let begun: Begun = serde_json::from_value(operation.row()?.detail)
+        .map_err(|e| Failure::of("state-damaged", &e, None))?;
     let names: Vec<String> = begun.clusters.into_iter().map(|c| c.cluster).collect();
     let members = session.all_protected(&session.select(&names)?, Missing::Fail).await?;
     Ok((operation, members))
 }
 
 fn resumable(operation: &Operation, failure: Failure) -> Failure {
-    let hint = format!("{}; then mainstay recover resume {id}, or mainstay recover undo {id}", failure.hint, id = operation.id());
+    let hint = format!(
+        "{}; then mainstay recover resume {id}, or mainstay recover undo {id}",
+        failure.hint,
+        id = operation.id()
+    );
     Failure { hint, ..failure }
 }
 
@@ -150,7 +213,9 @@ fn say(cx: &Cx, operation: &Operation, state: &'static str, next: &str) -> Resul
         operation: String,
         state: &'static str,
     }
-    cx.printer.result(&Said { operation: operation.id().to_owned(), state }, |s| format!("{} is {}; next: {next}", s.operation, s.state))
+    cx.printer.result(&Said { operation: operation.id().to_owned(), state }, |s| {
+        format!("{} is {}; next: {next}", s.operation, s.state)
+    })
 }
 
 /// The environment's own clusters, as a restore in place exchanges their data.
@@ -164,7 +229,9 @@ impl Exchange<'_> {
     fn find(&self, cluster: &str) -> engine::Result<Site> {
         let name = Self::name(cluster)?;
         let layout = self.0.layout(&name).map_err(converted)?;
-        let layout = layout.ok_or_else(|| engine::Error::new(Kind::Invalid, format!("{cluster} was never brought up here")))?;
+        let layout = layout.ok_or_else(|| {
+            engine::Error::new(Kind::Invalid, format!("{cluster} was never brought up here"))
+        })?;
         Ok(Site { layout, host: Arc::new(self.0.host(&name)) })
     }
 }

@@ -12,7 +12,8 @@ use crate::session::{Missing, Session};
 
 pub async fn run(cx: &Cx, args: &RecoverPlanArgs) -> Result {
     let session = Session::open(cx)?;
-    let members = session.all_protected(&session.select(std::slice::from_ref(&args.what))?, Missing::Fail).await?;
+    let members =
+        session.all_protected(&session.select(std::slice::from_ref(&args.what))?, Missing::Fail).await?;
     let target = target::read(&session, &args.what, &members, &args.target).await?;
     let planned = plan(&members, &target, &PlanOptions::default()).await?.accepted()?;
     cx.printer.result(&describe(&planned), text)
@@ -39,10 +40,22 @@ pub fn describe(planned: &Planned) -> PlannedRestore {
 /// A plan for people.
 pub fn text(plan: &PlannedRestore) -> String {
     let row = |r: &PlanRow| {
-        let places = r.position.iter().map(|(lane, place)| format!("{lane}={place}")).collect::<Vec<_>>().join(" ");
-        vec![r.cluster.clone(), r.snapshot.clone(), r.taken_at.to_string(), bytes(r.bytes), r.segments.to_string(), places]
+        let places =
+            r.position.iter().map(|(lane, place)| format!("{lane}={place}")).collect::<Vec<_>>().join(" ");
+        vec![
+            r.cluster.clone(),
+            r.snapshot.clone(),
+            r.taken_at.to_string(),
+            bytes(r.bytes),
+            r.segments.to_string(),
+            places,
+        ]
     };
-    let rows = table(&["cluster", "snapshot", "taken at", "size", "log", "cut at"], plan.clusters.iter().map(row));
+    let rows =
+        table(&["cluster", "snapshot", "taken at", "size", "log", "cut at"], plan.clusters.iter().map(row));
     let at = plan.at.map(|at| format!(", as of {at}")).unwrap_or_default();
-    format!("restore to {}{at}; the clusters' cuts are at most {:.1} ms apart\n{rows}", plan.target, plan.skew_ms)
+    format!(
+        "restore to {}{at}; the clusters' cuts are at most {:.1} ms apart\n{rows}",
+        plan.target, plan.skew_ms
+    )
 }

@@ -24,10 +24,14 @@ pub async fn run(cx: &Cx, args: &RecoverRunArgs) -> Result {
     let session = Session::open(cx)?;
     let environment = session.fleet.environment.name.as_str();
     if args.into != "sandbox" && args.into != environment {
-        let message = format!("--into {}: backups of {environment} go into a sandbox, or into {environment} itself", args.into);
+        let message = format!(
+            "--into {}: backups of {environment} go into a sandbox, or into {environment} itself",
+            args.into
+        );
         return Err(Failure::usage("usage", message, format!("--into sandbox, or --into {environment}")));
     }
-    let members = session.all_protected(&session.select(std::slice::from_ref(&args.what))?, Missing::Fail).await?;
+    let members =
+        session.all_protected(&session.select(std::slice::from_ref(&args.what))?, Missing::Fail).await?;
     let target = target::read(&session, &args.what, &members, &args.target).await?;
     let planned = plan(&members, &target, &PlanOptions::default()).await?.accepted()?;
     if args.into != "sandbox" {
@@ -35,7 +39,8 @@ pub async fn run(cx: &Cx, args: &RecoverRunArgs) -> Result {
     }
     let ttl = if args.ttl == Some(TtlArg::Absolute) { Ttl::Absolute } else { Ttl::Shift };
     let bar = cx.bar(format!("restore {}", args.what));
-    let done = into_sandbox(&session, &planned, "recover", ttl, usize::from(args.jobs), began, bar.clone()).await;
+    let done =
+        into_sandbox(&session, &planned, "recover", ttl, usize::from(args.jobs), began, bar.clone()).await;
     bar.finish();
     let (mut sandbox, restored) = done?;
     let restored = leaving(&planned, &restored);
@@ -55,8 +60,13 @@ pub async fn into_sandbox(
     bar: Arc<Bar>,
 ) -> Result<(Sandbox, Restored)> {
     let (fleet, environment) = (session.fleet.name.as_str(), session.fleet.environment.name.as_str());
-    let wanted: Vec<_> = planned.ready.iter().map(|r| SandboxCluster { cluster: &r.of.cluster, version: Some(&r.record.taken.version) }).collect();
-    let sandbox = Sandbox::create(&session.home, fleet, environment, purpose, &wanted, session.cx.engines).await?;
+    let wanted: Vec<_> = planned
+        .ready
+        .iter()
+        .map(|r| SandboxCluster { cluster: &r.of.cluster, version: Some(&r.record.taken.version) })
+        .collect();
+    let sandbox =
+        Sandbox::create(&session.home, fleet, environment, purpose, &wanted, session.cx.engines).await?;
     let sites = sites(&sandbox)?;
     let options = RunOptions {
         sandbox: sandbox.id().to_owned(),
@@ -75,7 +85,9 @@ pub async fn into_sandbox(
         Ok(restored) => Ok((sandbox, restored)),
         Err(failure) => {
             if let Err(error) = sandbox.drop_all().await {
-                session.cx.printer.say(format!("the sandbox could not be removed whole ({error}): mainstay recover drop --all"));
+                session.cx.printer.say(format!(
+                    "the sandbox could not be removed whole ({error}): mainstay recover drop --all"
+                ));
             }
             Err(failure)
         }

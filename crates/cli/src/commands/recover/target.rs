@@ -11,9 +11,17 @@ use crate::render::read_position;
 use crate::session::Session;
 
 /// Reads a target. `what` is the group or the cluster that was named, `members` what it stands for.
-pub async fn read(session: &Session<'_>, what: &str, members: &[Protected], args: &TargetArgs) -> Result<Target> {
+pub async fn read(
+    session: &Session<'_>,
+    what: &str,
+    members: &[Protected],
+    args: &TargetArgs,
+) -> Result<Target> {
     if let Some(at) = &args.at {
-        let at: Instant = at.parse().map_err(|e| Failure { exit: 2, ..Failure::of("bad-time", &e, Some("write it as 2026-01-31T03:04:05Z".to_owned())) })?;
+        let at: Instant = at.parse().map_err(|e| Failure {
+            exit: 2,
+            ..Failure::of("bad-time", &e, Some("write it as 2026-01-31T03:04:05Z".to_owned()))
+        })?;
         return Ok(Target::At(at));
     }
     if let Some(id) = &args.point {
@@ -24,7 +32,11 @@ pub async fn read(session: &Session<'_>, what: &str, members: &[Protected], args
     }
     let Some(text) = &args.position else { return Ok(Target::Latest) };
     let [of] = members else {
-        return Err(Failure::usage("usage", "a position is of one cluster, not of a group", "name the cluster, or give --at or --point"));
+        return Err(Failure::usage(
+            "usage",
+            "a position is of one cluster, not of a group",
+            "name the cluster, or give --at or --point",
+        ));
     };
     let mut lanes = Vec::new();
     for incarnation in of.vault.incarnations().await? {
@@ -58,6 +70,10 @@ async fn point(session: &Session<'_>, what: &str, members: &[Protected], id: &st
         }
     }
     nearest.dedup();
-    let hint = if nearest.is_empty() { "set one: mainstay point".to_owned() } else { format!("the latest points: {}", nearest.join(", ")) };
+    let hint = if nearest.is_empty() {
+        "set one: mainstay point".to_owned()
+    } else {
+        format!("the latest points: {}", nearest.join(", "))
+    };
     Err(Failure::failed("unknown-point", format!("there is no point `{id}` of {what}"), hint))
 }

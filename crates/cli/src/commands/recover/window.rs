@@ -24,7 +24,8 @@ pub async fn run(cx: &Cx, args: &ClustersArgs) -> Result {
         };
         let found = window(&of).await?;
         for damaged in &found.damaged {
-            cx.printer.say(format!("{damaged} cannot be read and was left out: see `mainstay backup verify`"));
+            cx.printer
+                .say(format!("{damaged} cannot be read and was left out: see `mainstay backup verify`"));
         }
         windows.push(row(found));
     }
@@ -32,12 +33,23 @@ pub async fn run(cx: &Cx, args: &ClustersArgs) -> Result {
         let at = |at: Option<Instant>| at.map_or_else(|| "nothing yet".to_owned(), |at| at.to_string());
         let seconds = |s: Option<f64>| s.map_or_else(|| "-".to_owned(), |s| format!("{s:.1} s"));
         let line = |w: &Window| {
-            vec![w.cluster.clone(), at(w.from), at(w.to), seconds(w.rpo.spool_seconds), seconds(w.rpo.vault_seconds), w.holes.len().to_string()]
+            vec![
+                w.cluster.clone(),
+                at(w.from),
+                at(w.to),
+                seconds(w.rpo.spool_seconds),
+                seconds(w.rpo.vault_seconds),
+                w.holes.len().to_string(),
+            ]
         };
-        let mut text = table(&["cluster", "from", "to", "rpo spool", "rpo vault", "holes"], windows.iter().map(line));
+        let mut text =
+            table(&["cluster", "from", "to", "rpo spool", "rpo vault", "holes"], windows.iter().map(line));
         for window in windows {
             for hole in &window.holes {
-                text.push_str(&format!("\nhole in {}: {} to {}: {}", window.cluster, hole.from, hole.to, hole.reason));
+                text.push_str(&format!(
+                    "\nhole in {}: {} to {}: {}",
+                    window.cluster, hole.from, hole.to, hole.reason
+                ));
             }
         }
         text
