@@ -66,6 +66,7 @@ bench_redis() {
     [ "$(redis DBSIZE)" = "$(redis-cli --no-auth-warning -u "$target" DBSIZE)" ] || die "not as many keys were restored"
     quietly mainstay recover drop --all
     redis FLUSHALL SYNC >/dev/null
+    # shellcheck disable=SC2016 # the inner shell expands it
     measure "Redis, restore" redis-cli bash -c 'redis-cli --no-auth-warning -u "$1" --pipe <"$2"' - "$REDIS" "$WORK/commands"
   done
   rm -f "$WORK/dump.rdb" "$WORK/commands"

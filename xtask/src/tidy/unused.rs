@@ -50,16 +50,21 @@ pub fn workspace_dependencies() -> Result<BTreeSet<String>> {
     Ok(offered.into_iter().flatten().map(name).collect())
 }
 
+/// The package that runs the whole-fleet tests at the root: it builds the binary that they drive.
+const DRIVER: &str = "crates/app";
+
 /// A package's sources without comments, as (is a file of tests/, text).
 fn code_of(package: &Package, sources: &[Source]) -> Vec<(bool, String)> {
     let folder = format!("{}/", package.room);
-    let files =
-        sources.iter().filter(|source| source.path.starts_with(&folder) && source.path.ends_with(".rs"));
+    let is_scenario = |source: &Source| package.room == DRIVER && source.path.starts_with("tests/");
+    let is_own = |source: &Source| source.path.starts_with(&folder) || is_scenario(source);
+    let files = sources.iter().filter(|source| is_own(source) && source.path.ends_with(".rs"));
     files
         .map(|source| {
             let apart = ["tests", "benches", "examples"]
                 .iter()
-                .any(|room| source.path.starts_with(&format!("{folder}{room}/")));
+                .any(|room| source.path.starts_with(&format!("{folder}{room}/")))
+                || is_scenario(source);
             let lines = source.text.lines().filter(|line| !line.trim_start().starts_with("//"));
             (apart, lines.collect::<Vec<_>>().join("\n"))
         })

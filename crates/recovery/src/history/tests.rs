@@ -1,3 +1,5 @@
+//! Histories: examples, and properties against a plain model.
+
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;

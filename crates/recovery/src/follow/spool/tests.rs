@@ -1,3 +1,5 @@
+//! A spool that is killed at any byte, filled, and gone on with.
+
 use std::fs::OpenOptions;
 
 use mainstay_engine::TimeMark;

@@ -1,3 +1,5 @@
+//! Uploads: tails, seals, retirement, failing stores.
+
 use std::sync::Mutex;
 
 use mainstay_engine::{Chunk, TimeMark};
