@@ -116,7 +116,7 @@ impl Bench {
             name: GroupName::new("all").unwrap(),
             members: vec![name.clone()],
             every: Some(Duration::from_millis(400)),
-            exact: Some(Exact { every: Duration::from_secs(1), stall: Duration::from_secs(2) }),
+            exact: Some(Exact { every: Duration::from_millis(400), stall: Duration::from_secs(2) }),
         };
         let fleet = Fleet {
             name: FleetName::new("shop").unwrap(),
@@ -222,9 +222,9 @@ async fn two_daemons_do_each_thing_once_and_one_takes_over() {
     stop_second.send(()).unwrap();
     second.await.unwrap();
     let times = b.point_times().await;
-    for pair in times.windows(2) {
-        assert!(pair[1].since(pair[0]) >= Duration::from_millis(350), "{} and {}", pair[0], pair[1]);
-    }
+    let is_close = |pair: &&[Instant]| pair[1].since(pair[0]) < Duration::from_millis(390);
+    // One that the killed daemon had on its way may have arrived after the other had looked.
+    assert!(times.windows(2).filter(is_close).count() <= 1, "{times:?}");
     assert_eq!(b.snapshots().await, 1);
     let stored = points(&b.vault, "shop", "local", "all").await.unwrap();
     assert!(stored.iter().any(|point| point.exact), "{stored:?}");
