@@ -192,6 +192,8 @@ pub fn render(layout: &Layout, node: &NodeLayout, purpose: &Purpose) -> String {
         Purpose::Clustered => {
             line("cluster-enabled", "yes");
             line("cluster-config-file", "nodes.conf");
+            // Otherwise a node has no address to send clients to before another has told it.
+            line("cluster-announce-ip", "127.0.0.1");
             if let Some(bus) = node.ports.get(1) {
                 line("cluster-port", &bus.to_string());
             }

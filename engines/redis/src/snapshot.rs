@@ -164,26 +164,30 @@ async fn copy(
         sink.put(&spec, &mut reader)
     });
     let name = node.name.clone();
-    let send = async {
-        loop {
-            let piece = match link.next_of_copy().await {
-                Ok(Some(piece)) => Ok(piece),
-                Ok(None) => return None,
-                Err(error) => Err(link_error(&name, error)),
-            };
-            let failed = piece.is_err();
-            if pieces.send(piece).await.is_err() {
-                // The vault gave up; it says why.
-                return None;
+    let mut broken = None;
+    loop {
+        let piece = match link.next_of_copy().await {
+            Ok(Some(piece)) => Ok(piece),
+            Ok(None) => break,
+            Err(error) => {
+                let error = link_error(&name, error);
+                let told = Error::new(error.kind.clone(), error.what.clone());
+                broken = Some(error);
+                Err(told)
             }
-            if failed {
-                return Some(());
-            }
+        };
+        // When the vault gave up, it says why.
+        if pieces.send(piece).await.is_err() || broken.is_some() {
+            break;
         }
-    };
-    send.await;
+    }
     drop(pieces);
-    put.await.map_err(|error| Error::new(Kind::Io, format!("store {file}")).source(error))??;
+    let put = put.await.map_err(|error| Error::new(Kind::Io, format!("store {file}")).source(error))?;
+    // What the vault says of a link that broke is only that reading failed.
+    if let Some(error) = broken {
+        return Err(error);
+    }
+    put?;
     let facts: RdbFacts = facts.lock().unwrap_or_else(PoisonError::into_inner).take().ok_or_else(|| {
         Error::new(Kind::Invalid, format!("store {file}: the vault did not read it to its end"))
     })?;

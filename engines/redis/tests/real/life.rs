@@ -12,10 +12,10 @@ async fn run(version: &str, ttl: Ttl, check: impl AsyncFn(&mut crate::kit::Clien
     let mut client = fixture.client(0);
     // In the snapshot's file, with an end that will have passed.
     for key in ["kept", "made-permanent", "counted", "renewed"] {
-        client.run(&["SET", key, "5", "PX", "2500"]);
+        client.run(&["SET", key, "5", "PX", "5000"]);
     }
     client.run(&["SELECT", "3"]);
-    client.run(&["SET", "in-three", "x", "PX", "2500"]);
+    client.run(&["SET", "in-three", "x", "PX", "5000"]);
     client.run(&["SELECT", "0"]);
     client.run(&["SET", "long", "x", "PX", "600000"]);
     client.run(&["SET", "gone", "x", "PX", "1"]);
@@ -24,8 +24,8 @@ async fn run(version: &str, ttl: Ttl, check: impl AsyncFn(&mut crate::kit::Clien
     let following = Following::start(fixture.0, &snapshot.taken().position);
     client.run(&["PERSIST", "made-permanent"]);
     client.run(&["INCR", "counted"]);
-    client.run(&["PEXPIRE", "renewed", "2600"]);
-    client.run(&["SET", "young", "x", "PX", "2500"]);
+    client.run(&["PEXPIRE", "renewed", "5100"]);
+    client.run(&["SET", "young", "x", "PX", "5000"]);
     let left = client.run(&["PTTL", "kept"]).int();
     assert!(left > 0, "the machine was too slow for this test");
     let marked = Mark::mark(&fixture.redis, &fixture.access(), "m").await.unwrap();
@@ -47,7 +47,7 @@ async fn keys_have_the_life_that_they_had() {
             let left = restored.run(&["PTTL", "kept"]).int();
             let alive = restored.run(&["MGET", "kept", "counted", "renewed", "young"]);
             if left > 0 {
-                assert!(left <= 2500);
+                assert!(left <= 5000);
                 let text = |text: &str| Reply::Text(text.as_bytes().to_vec());
                 assert_eq!(lives, Reply::List(vec![text("5"), text("6"), text("5"), text("x")]));
             } else {
@@ -121,20 +121,20 @@ async fn fields_of_hashes_have_the_life_that_they_had() {
     let mut client = fixture.client(0);
     // A listpack and a table, with fields that will have ended, and numbers among them.
     client.run(&["HSET", "small", "mortal", "1", "permanent", "2", "12345", "3", "-7", "4"]);
-    client.run(&["HPEXPIRE", "small", "2500", "FIELDS", "3", "mortal", "12345", "-7"]);
+    client.run(&["HPEXPIRE", "small", "5000", "FIELDS", "3", "mortal", "12345", "-7"]);
     let mut words = vec!["HSET".to_owned(), "large".to_owned()];
     for number in 0..2000 {
         words.extend([format!("field-{number}"), "x".repeat(number % 100)]);
     }
     client.run(&words.iter().map(String::as_str).collect::<Vec<_>>());
-    client.run(&["HPEXPIRE", "large", "2500", "FIELDS", "2", "field-3", "field-999"]);
+    client.run(&["HPEXPIRE", "large", "5000", "FIELDS", "2", "field-3", "field-999"]);
     client.run(&["HPEXPIRE", "large", "900000", "FIELDS", "1", "field-4"]);
     client.run(&["HSET", "plain", "a", "b"]);
     let snapshot = fixture.snapshot().await;
     let following = Following::start(fixture.0, &snapshot.taken().position);
     client.run(&["HPERSIST", "large", "FIELDS", "1", "field-999"]);
     client.run(&["HSET", "young", "mortal", "5"]);
-    client.run(&["HPEXPIRE", "young", "2500", "FIELDS", "1", "mortal"]);
+    client.run(&["HPEXPIRE", "young", "5000", "FIELDS", "1", "mortal"]);
     let left = client.run(&["HPTTL", "small", "FIELDS", "1", "mortal"]).ints()[0];
     assert!(left > 0, "the machine was too slow for this test");
     let marked = Mark::mark(&fixture.redis, &fixture.access(), "m").await.unwrap();
@@ -148,13 +148,13 @@ async fn fields_of_hashes_have_the_life_that_they_had() {
         let mut restored = sandbox.client(0);
         let small =
             restored.run(&["HPTTL", "small", "FIELDS", "4", "mortal", "12345", "-7", "permanent"]).ints();
-        assert!(small[..3].iter().all(|left| (1..=2500).contains(left)) && small[3] == -1, "{small:?}");
+        assert!(small[..3].iter().all(|left| (1..=5000).contains(left)) && small[3] == -1, "{small:?}");
         let large = restored
             .run(&["HPTTL", "large", "FIELDS", "4", "field-3", "field-4", "field-999", "field-5"])
             .ints();
-        assert!((1..=2500).contains(&large[0]) && (800_000..=900_000).contains(&large[1]), "{large:?}");
+        assert!((1..=5000).contains(&large[0]) && (800_000..=900_000).contains(&large[1]), "{large:?}");
         assert_eq!(large[2..], [-1, -1]);
-        assert!((1..=2500).contains(&restored.run(&["HPTTL", "young", "FIELDS", "1", "mortal"]).ints()[0]));
+        assert!((1..=5000).contains(&restored.run(&["HPTTL", "young", "FIELDS", "1", "mortal"]).ints()[0]));
         until("restored fields to die in their time", || restored.run(&["EXISTS", "young"]).int() == 0).await;
         assert_eq!(restored.run(&["HGET", "small", "permanent"]).text(), "2");
         contents
