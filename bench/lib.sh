@@ -34,7 +34,7 @@ measure() {
 }
 
 # warm FOLDER: its files, into the page cache.
-warm() { find "$1" -type f -print0 | xargs -0 -r cat >/dev/null; }
+warm() { find "$1" -type f -print0 | xargs -0 -r cat >/dev/null 2>&1 || true; } # some vanish meanwhile
 
 size_mb() { du -sm --apparent-size "$1" | cut -f 1; }
 
@@ -47,6 +47,7 @@ mainstay() { MAINSTAY_HOME="$WORK/home" "$MAINSTAY" --fleet "$WORK/fleet.yaml" "
 export_mainstay() {
   # shellcheck disable=SC2034
   export MAINSTAY_HOME="$WORK/home"
+  # shellcheck disable=SC2034 # the files that source this one use it
   M=("$MAINSTAY" --fleet "$WORK/fleet.yaml" --output json)
 }
 
@@ -69,6 +70,7 @@ clusters:
     backup: { snapshot: never, follow: ${FOLLOW:-false} }
   cache:
     engine: redis
+    version: "7.0"
     config: { save: "", appendonly: "no" }
     backup: { snapshot: never, follow: ${FOLLOW:-false} }
 YAML
@@ -88,7 +90,11 @@ fresh() { # fresh: no cluster, no vault
   rm -rf "${WORK:?}/home" "$WORK/vault"
 }
 
-forget_backups() { rm -rf "$WORK/vault"; }
+# An empty vault: making one, which tries the store, is no part of a backup.
+forget_backups() {
+  rm -rf "$WORK/vault"
+  quietly mainstay vault init
+}
 
 uri() { mainstay connect "$1" --uri | head -n 1; }
 

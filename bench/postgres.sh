@@ -88,15 +88,15 @@ fill_mix() { # fill_mix GB
         'token', md5(random()::text), 'lines', jsonb_build_array(
           jsonb_build_object('sku', 'SKU-' || (random() * 1e5)::int, 'quantity', (random() * 9)::int, 'gift', random() > 0.9),
           jsonb_build_object('sku', 'SKU-' || (random() * 1e5)::int, 'quantity', (random() * 9)::int, 'gift', random() > 0.9))),
-      (SELECT string_agg(list[1 + floor(size * pow(random(), 3))::int], ' ') FROM generate_series(1, 60) AS k WHERE g > 0),
+      (SELECT string_agg(list[1 + 0 * (k + g) + floor(size * pow(random(), 3))::int], ' ') FROM generate_series(1, 60) AS k),
       decode(md5(random()::text) || md5(random()::text) || md5(random()::text) || md5(random()::text), 'hex')
     FROM generate_series(1, $rows) AS g, (SELECT array_agg(w ORDER BY n) AS list, count(*) AS size FROM words) AS vocabulary;
     INSERT INTO mix SELECT id + k * $rows, gen_random_uuid(), doc || jsonb_build_object('token', md5(random()::text), 'customer', (random() * 1e6)::int),
       substr(body, 1 + k * 17) || ' ' || substr(body, 1, k * 17), decode(md5(random()::text) || md5(random()::text) || md5(random()::text) || md5(random()::text), 'hex')
     FROM mix, generate_series(1, $copies - 1) AS k;
-    ALTER TABLE mix ADD PRIMARY KEY (id);
-    VACUUM ANALYZE mix;
-    CHECKPOINT"
+    ALTER TABLE mix ADD PRIMARY KEY (id)"
+  sql 'VACUUM ANALYZE mix'
+  sql 'CHECKPOINT'
   ROWS=$((rows * copies))
   CHANGE_RANGE="UPDATE mix SET tag = gen_random_uuid() WHERE id BETWEEN @FROM AND @FROM + $((ROWS / 100)) - 1"
   CHANGE_RANDOM="UPDATE mix SET tag = gen_random_uuid() WHERE hashint8(id + @FROM) % 100 = 0"
@@ -173,7 +173,7 @@ set -e
 "\$@"
 sync -f $WORK
 date +%s.%N >$WORK/placed
-${P[*]} $PG_BIN/pg_ctl -D $target -w -t 600 -l $WORK/restored.log -o "-c port=$((PGPORT + 1)) -c archive_mode=off -c listen_addresses= -c unix_socket_directories=$target -c shared_buffers=256MB" start >/dev/null
+${P[*]} $PG_BIN/pg_ctl -D $target -w -t 600 -l $WORK/restored.log -o "-c port=$((PGPORT + 1)) -c archive_mode=off -c max_wal_senders=16 -c listen_addresses= -c unix_socket_directories=$target -c shared_buffers=256MB" start >/dev/null
 until [ "\$(PGPASSWORD='$PGPASSWORD' psql -h $target -p $((PGPORT + 1)) -U mainstay -d postgres -qAtc 'SELECT pg_is_in_recovery()')" = f ]; do sleep 0.05; done
 SH
     : >"$WORK/restored.log"
