@@ -20,7 +20,7 @@ pub enum Error {
         /// Verb and object: `restore orders`.
         what: String,
         /// What it said.
-        source: engine::Error,
+        source: Box<engine::Error>,
     },
     /// The vault failed.
     #[error("{what}")]
@@ -112,7 +112,7 @@ pub(crate) trait Doing<T> {
 
 impl<T> Doing<T> for engine::Result<T> {
     fn doing(self, what: impl FnOnce() -> String) -> Result<T> {
-        self.map_err(|source| Error::Engine { what: what(), source })
+        self.map_err(|source| Error::Engine { what: what(), source: Box::new(source) })
     }
 }
 

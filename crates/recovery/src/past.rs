@@ -166,7 +166,9 @@ impl Past {
             {
                 let reason = match (&last.ended, last.life == window.life) {
                     (Some(reason), _) => reason.clone(),
-                    (None, true) if last.is_open => "the log before the snapshot behind it has not arrived".to_owned(),
+                    (None, true) if last.is_open => {
+                        "the log before the snapshot behind it has not arrived".to_owned()
+                    }
                     (None, true) => "the log behind the last snapshot before it breaks off".to_owned(),
                     (None, false) => "another incarnation of the data began".to_owned(),
                 };
@@ -237,7 +239,7 @@ impl Life {
         let stream = self.lanes.get(lane)?;
         let place = copy.position.get(lane)?;
         let line = stream.lines.iter().rfind(|line| line.holds(place))?;
-        Some(stream.cut(line, place, copy.started.get(lane).unwrap_or(place))?)
+        stream.cut(line, place, copy.started.get(lane).unwrap_or(place))
     }
 
     /// The log of `lane` from `copy` to `to`, whether that branch survived or not. `None`: there is none, or it does not reach.
@@ -317,7 +319,8 @@ mod tests {
     fn written_at(past: &Past, now: Instant) -> String {
         let windows =
             past.windows().into_iter().map(|w| format!("{}-{} of {:?}", w.from.0, w.to.0, w.snapshots));
-        let holes = past.holes(now).into_iter().map(|h| format!("hole {}-{}: {}", h.from.0, h.to.0, h.reason));
+        let holes =
+            past.holes(now).into_iter().map(|h| format!("hole {}-{}: {}", h.from.0, h.to.0, h.reason));
         windows.chain(holes).collect::<Vec<_>>().join("; ")
     }
 
@@ -354,7 +357,8 @@ mod tests {
     fn log_that_is_late_is_no_hole_before_its_time() {
         let past = past(vec![copy("x", 10, 10), copy("y", 30, 30)], vec![piece(1, 10, 20)], vec![], vec![]);
         assert_eq!(written_at(&past, Instant(31)), "10-20 of [0]; 30-30 of [1]");
-        let late = "10-20 of [0]; 30-30 of [1]; hole 20-30: the log before the snapshot behind it has not arrived";
+        let late =
+            "10-20 of [0]; 30-30 of [1]; hole 20-30: the log before the snapshot behind it has not arrived";
         assert_eq!(written_at(&past, Instant(61_000_000)), late);
         assert!(past.for_time(Instant(25)).is_empty());
     }

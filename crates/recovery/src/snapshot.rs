@@ -73,7 +73,10 @@ pub async fn backup(
             writer.abort().await;
             // The next one need not wait; if this fails it waits for the lease's end.
             let _ = lease.release().await;
-            return Err(Error::Engine { what: format!("take a snapshot of {cluster}"), source });
+            return Err(Error::Engine {
+                what: format!("take a snapshot of {cluster}"),
+                source: Box::new(source),
+            });
         }
     };
     lease.beat().await.doing(|| format!("keep the right to snapshot {cluster}"))?;

@@ -206,7 +206,7 @@ fn refused<T>(cluster: &str, error: engine::Error, doing: &str) -> Result<Answer
         Kind::Ambiguous { .. } | Kind::Unsupported => error.kind.code(),
         Kind::Damaged => "damaged",
         Kind::Invalid => "invalid",
-        _ => return Err(Error::Engine { what: format!("{doing} of {cluster}"), source: error }),
+        _ => return Err(Error::Engine { what: format!("{doing} of {cluster}"), source: Box::new(error) }),
     };
     let mut refusal = Refusal::new(code, cluster, error.what.clone()).instead_each(error.hint.clone());
     if let Kind::Ambiguous { candidates } = error.kind {
@@ -295,7 +295,8 @@ mod tests {
         check(7, 250, 0, 0);
         check(0, 150, 0, 50);
         check(10, 350, 0, 0);
-        let one = |late, early| Skew { late: Duration::from_micros(late), early: Duration::from_micros(early) };
+        let one =
+            |late, early| Skew { late: Duration::from_micros(late), early: Duration::from_micros(early) };
         assert_eq!(Skew::apart(&[one(5, 0), one(0, 60)]), Duration::from_micros(65));
     }
 }

@@ -76,7 +76,8 @@ impl Refusal {
             Self::new("out-of-window", subject, format!("{at} is behind its window, which ends at {last}"))
                 .instead(format!("the latest instant: --at {last}, or --latest"))
         } else {
-            let hole = catalogue.past.holes(Instant::MAX).into_iter().find(|hole| hole.from < at && at < hole.to);
+            let hole =
+                catalogue.past.holes(Instant::MAX).into_iter().find(|hole| hole.from < at && at < hole.to);
             let (what, ends) = match hole {
                 Some(h) => {
                     let what = format!("{at} lies in a hole from {} to {}: {}", h.from, h.to, h.reason);

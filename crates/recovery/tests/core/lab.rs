@@ -73,10 +73,6 @@ impl Lab {
         follow(&self.of).await.unwrap();
     }
 
-    pub async fn plan(&self, target: Target) -> Planned {
-        plan(std::slice::from_ref(&self.of), &target, &PlanOptions::default()).await.unwrap()
-    }
-
     pub async fn restored(&self, target: Target) -> Result<Values> {
         restored(&self.of, &target).await
     }
