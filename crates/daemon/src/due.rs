@@ -60,16 +60,8 @@ pub fn points_to_delete(
 pub fn time_of_point(id: &str) -> Option<Instant> {
     let digits = id.get(..18).filter(|text| text.is_ascii() && text.as_bytes()[8] == b't')?;
     let (d, t) = (&digits[..8], &digits[9..]);
-    let text = format!(
-        "{}-{}-{}T{}:{}:{}.{}Z",
-        &d[..4],
-        &d[4..6],
-        &d[6..8],
-        &t[..2],
-        &t[2..4],
-        &t[4..6],
-        &t[6..9]
-    );
+    let text =
+        format!("{}-{}-{}T{}:{}:{}.{}Z", &d[..4], &d[4..6], &d[6..8], &t[..2], &t[2..4], &t[4..6], &t[6..9]);
     text.parse().ok()
 }
 
@@ -94,7 +86,13 @@ mod tests {
         check(&[at("09_02:00:00")], Some(&schedule), true, None, Some("it is scheduled"));
         check(&[at("10_02:00:05")], Some(&schedule), true, None, None);
         check(&[at("01_00:00:00")], None, true, None, None);
-        check(&[at("10_02:00:05")], Some(&schedule), true, Some(&wanted(at("10_03:00:00"))), Some("log gone"));
+        check(
+            &[at("10_02:00:05")],
+            Some(&schedule),
+            true,
+            Some(&wanted(at("10_03:00:00"))),
+            Some("log gone"),
+        );
         check(&[at("10_03:00:01")], Some(&schedule), true, Some(&wanted(at("10_03:00:00"))), None);
     }
 
@@ -109,9 +107,16 @@ mod tests {
 
     #[test]
     fn points_go_when_nothing_reaches_them_and_thin_out() {
-        let ids: Vec<String> = ["20260108t010000000-a", "20260109t010000000-b", "20260109t013000000-c", "20260109t020000000-d", "20260110t113000000-e", "20260110t114000000-f"]
-            .map(str::to_owned)
-            .into();
+        let ids: Vec<String> = [
+            "20260108t010000000-a",
+            "20260109t010000000-b",
+            "20260109t013000000-c",
+            "20260109t020000000-d",
+            "20260110t113000000-e",
+            "20260110t114000000-f",
+        ]
+        .map(str::to_owned)
+        .into();
         assert_eq!(time_of_point(&ids[4]), Some(at("10_11:30:00")));
         assert_eq!(time_of_point("nonsense"), None);
         let day = Duration::from_secs(3600);

@@ -159,7 +159,12 @@ impl Daemon {
         done
     }
 
-    async fn set(&self, group: &RecoveryGroup, members: &[Protected], stall: Option<Duration>) -> Result<Outcome, String> {
+    async fn set(
+        &self,
+        group: &RecoveryGroup,
+        members: &[Protected],
+        stall: Option<Duration>,
+    ) -> Result<Outcome, String> {
         let followers: Vec<Option<Arc<Follower>>> =
             members.iter().map(|of| self.follower(&of.cluster.name)).collect();
         let pairs = members.iter().zip(&followers);
@@ -197,7 +202,8 @@ impl Daemon {
         if view.read.is_some_and(|read| read.elapsed() < at_most) {
             return Ok(());
         }
-        let (fleet, environment) = (self.config.fleet.name.as_str(), self.config.fleet.environment.name.as_str());
+        let (fleet, environment) =
+            (self.config.fleet.name.as_str(), self.config.fleet.environment.name.as_str());
         let ids = match vault.point_ids(fleet, environment, group.name.as_str()).await {
             Ok(ids) => ids,
             Err(e) => {
@@ -228,10 +234,13 @@ impl Daemon {
         for of in members {
             let catalogue = Catalogue::load(&of.vault).await.map_err(|e| why(&e))?;
             // Of a member without any window nothing can be said: all stays.
-            let Some(from) = catalogue.past.windows().iter().map(|window| window.from).min() else { return Ok(()) };
+            let Some(from) = catalogue.past.windows().iter().map(|window| window.from).min() else {
+                return Ok(());
+            };
             reached_from = reached_from.max(Some(from));
         }
-        let (fleet, environment) = (self.config.fleet.name.as_str(), self.config.fleet.environment.name.as_str());
+        let (fleet, environment) =
+            (self.config.fleet.name.as_str(), self.config.fleet.environment.name.as_str());
         let keeps = members.iter().filter_map(|of| of.cluster.backup.as_ref()).map(|backup| backup.keep.log);
         let keep_all = keeps.max().unwrap_or(KEEP_ALL).max(KEEP_ALL);
         for of in members {

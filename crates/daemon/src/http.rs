@@ -39,7 +39,8 @@ async fn page(State(daemon): State<Arc<Daemon>>) -> impl IntoResponse {
 async fn health(State(daemon): State<Arc<Daemon>>) -> impl IntoResponse {
     let errors: Vec<String> = {
         let clusters = lock(&daemon.clusters);
-        let of = |(name, view): (_, &crate::view::ClusterView)| Some(format!("{name}: {}", view.error.as_ref()?));
+        let of =
+            |(name, view): (_, &crate::view::ClusterView)| Some(format!("{name}: {}", view.error.as_ref()?));
         clusters.iter().filter_map(of).collect()
     };
     match errors.is_empty() {

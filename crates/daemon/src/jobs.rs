@@ -145,7 +145,8 @@ impl Daemon {
     }
 
     async fn make_proof(&self, of: &Protected) -> Result<Outcome, String> {
-        let time: String = Instant::now().to_string().chars().filter(char::is_ascii_alphanumeric).take(18).collect();
+        let time: String =
+            Instant::now().to_string().chars().filter(char::is_ascii_alphanumeric).take(18).collect();
         let options = ProveOptions {
             id: format!("proof-{}-{}", of.cluster.name, time.to_ascii_lowercase()),
             fleet: self.config.fleet.name.to_string(),
@@ -156,7 +157,8 @@ impl Daemon {
             progress: Arc::new(Quiet),
         };
         lock(&self.proofs).insert(of.cluster.name.clone(), options.id.clone());
-        let proof = prove(std::slice::from_ref(of), &Target::Latest, self.config.world.sandboxes(), &options).await;
+        let proof =
+            prove(std::slice::from_ref(of), &Target::Latest, self.config.world.sandboxes(), &options).await;
         lock(&self.proofs).remove(&of.cluster.name);
         let proof = proof.map_err(|e| why(&e))?;
         let record = serde_json::to_value(&proof).unwrap_or_default();
@@ -178,7 +180,11 @@ impl Daemon {
         // The one that is crossed has a name made from the first one's.
         for sandbox in [id.clone(), format!("{id}-x")] {
             if let Err(e) = self.config.world.sandboxes().remove(&sandbox).await {
-                tracing::error!(sandbox, error = why(&e), "remove the sandbox of a proof that was broken off");
+                tracing::error!(
+                    sandbox,
+                    error = why(&e),
+                    "remove the sandbox of a proof that was broken off"
+                );
             }
         }
     }
@@ -191,7 +197,8 @@ impl Daemon {
             return Ok(false);
         }
         let what = name.to_string();
-        let last = self.with_state(move |state| state.last_good_run("prune", &what).ok().flatten()).await.flatten();
+        let last =
+            self.with_state(move |state| state.last_good_run("prune", &what).ok().flatten()).await.flatten();
         if !due::every(every, last.and_then(|run| run.ended), Instant::now()) {
             return Ok(false);
         }
@@ -210,7 +217,8 @@ impl Daemon {
     async fn prune(&self, of: &Protected) -> Result<Outcome, String> {
         match prune(of, GRACE, &self.config.holder).await {
             Ok((_, pruned)) => {
-                let detail = json!({ "marked": pruned.marked, "snapshots": pruned.snapshots, "bytes": pruned.bytes });
+                let detail =
+                    json!({ "marked": pruned.marked, "snapshots": pruned.snapshots, "bytes": pruned.bytes });
                 Ok(Outcome::Done(Bytes::default(), detail))
             }
             Err(e) if is_held(&e) => Ok(Outcome::Held),
@@ -270,7 +278,10 @@ impl Daemon {
     }
 
     /// The state's calls wait for the disk: beside the tasks, then.
-    pub(crate) async fn with_state<T: Send + 'static>(&self, act: impl FnOnce(&State) -> T + Send + 'static) -> Option<T> {
+    pub(crate) async fn with_state<T: Send + 'static>(
+        &self,
+        act: impl FnOnce(&State) -> T + Send + 'static,
+    ) -> Option<T> {
         let state = self.config.state.clone()?;
         tokio::task::spawn_blocking(move || act(&state)).await.ok()
     }

@@ -60,12 +60,24 @@ pub(crate) fn render(daemon: &Daemon) -> String {
     page.gauge("mainstay_up", "Whether the daemon runs.", &[], 1.0);
     let version = [("version", env!("CARGO_PKG_VERSION"))];
     page.gauge("mainstay_build_info", "The daemon's version.", &version, 1.0);
-    page.gauge("mainstay_uptime_seconds", "Since the daemon began.", &[], daemon.started.elapsed().as_secs_f64());
+    page.gauge(
+        "mainstay_uptime_seconds",
+        "Since the daemon began.",
+        &[],
+        daemon.started.elapsed().as_secs_f64(),
+    );
     for cluster in daemon.kept() {
         let name = cluster.name.as_str();
         let view = daemon.view(&cluster.name);
         let status = daemon.follower(&cluster.name).map(|follower| follower.status());
-        of_cluster(&mut page, name, &view, view.vault.as_ref().filter(|vault| is_fresh(daemon, vault)), status.as_ref(), now);
+        of_cluster(
+            &mut page,
+            name,
+            &view,
+            view.vault.as_ref().filter(|vault| is_fresh(daemon, vault)),
+            status.as_ref(),
+            now,
+        );
         if let Some(status) = &status {
             of_lanes(&mut page, name, status);
         }
@@ -96,9 +108,19 @@ fn of_cluster(
     page.gauge("mainstay_cluster_known", "Whether the cluster's nodes are known.", &of, flag(view.is_known));
     page.gauge("mainstay_vault_reachable", "Whether the vault could be read.", &of, flag(vault.is_some()));
     if let Some(status) = status {
-        page.gauge("mainstay_follower_well", "Whether every lane is followed, here or elsewhere.", &of, flag(status.is_well()));
+        page.gauge(
+            "mainstay_follower_well",
+            "Whether every lane is followed, here or elsewhere.",
+            &of,
+            flag(status.is_well()),
+        );
         let wanted = status.wants_snapshot().is_some();
-        page.gauge("mainstay_snapshot_wanted", "Whether the log is worth nothing without a new snapshot.", &of, flag(wanted));
+        page.gauge(
+            "mainstay_snapshot_wanted",
+            "Whether the log is worth nothing without a new snapshot.",
+            &of,
+            flag(wanted),
+        );
         if let Some(to) = status.spool_complete_to() {
             let help = "What would be lost if the cluster were lost and this machine not.";
             page.gauge("mainstay_rpo_spool_seconds", help, &of, age(to));
@@ -107,28 +129,73 @@ fn of_cluster(
     let Some(vault) = vault else { return };
     let window = &vault.window;
     page.gauge("mainstay_snapshots", "Finished snapshots in the vault.", &of, window.snapshots as f64);
-    page.gauge("mainstay_snapshots_damaged", "Snapshots whose manifest is damaged.", &of, window.damaged.len() as f64);
-    page.gauge("mainstay_holes", "Stretches within the window that cannot be had.", &of, window.holes.len() as f64);
+    page.gauge(
+        "mainstay_snapshots_damaged",
+        "Snapshots whose manifest is damaged.",
+        &of,
+        window.damaged.len() as f64,
+    );
+    page.gauge(
+        "mainstay_holes",
+        "Stretches within the window that cannot be had.",
+        &of,
+        window.holes.len() as f64,
+    );
     if let Some(at) = window.snapshot_at {
-        page.gauge("mainstay_last_snapshot_age_seconds", "Since the newest snapshot was consistent.", &of, age(at));
-        page.gauge("mainstay_last_snapshot_timestamp_seconds", "When the newest snapshot was consistent.", &of, stamp(at));
+        page.gauge(
+            "mainstay_last_snapshot_age_seconds",
+            "Since the newest snapshot was consistent.",
+            &of,
+            age(at),
+        );
+        page.gauge(
+            "mainstay_last_snapshot_timestamp_seconds",
+            "When the newest snapshot was consistent.",
+            &of,
+            stamp(at),
+        );
     }
     if let Some(at) = vault.proven_at {
         page.gauge("mainstay_last_proof_age_seconds", "Since a snapshot was last proven.", &of, age(at));
     }
     if let Some(seconds) = vault.proof_rto_seconds {
-        page.gauge("mainstay_proof_rto_seconds", "How long the restore of the last proof took.", &of, seconds);
+        page.gauge(
+            "mainstay_proof_rto_seconds",
+            "How long the restore of the last proof took.",
+            &of,
+            seconds,
+        );
     }
     if let Some(at) = window.from {
-        page.gauge("mainstay_window_start_timestamp_seconds", "The earliest instant that can be had.", &of, stamp(at));
+        page.gauge(
+            "mainstay_window_start_timestamp_seconds",
+            "The earliest instant that can be had.",
+            &of,
+            stamp(at),
+        );
     }
     // What this process knows to be in the vault is there, if the log leads to it from a snapshot.
     let leads = status.is_some_and(|status| status.wants_snapshot().is_none());
     let here = status.filter(|_| leads).and_then(FollowStatus::vault_complete_to);
     if let Some(to) = window.to.max(here.filter(|_| window.to.is_some())) {
-        page.gauge("mainstay_window_end_timestamp_seconds", "The latest instant that can be had.", &of, stamp(to));
-        page.gauge("mainstay_log_age_seconds", "Since the latest instant that the vault's log reaches.", &of, age(to));
-        page.gauge("mainstay_rpo_vault_seconds", "What would be lost if only the vault were left.", &of, age(to));
+        page.gauge(
+            "mainstay_window_end_timestamp_seconds",
+            "The latest instant that can be had.",
+            &of,
+            stamp(to),
+        );
+        page.gauge(
+            "mainstay_log_age_seconds",
+            "Since the latest instant that the vault's log reaches.",
+            &of,
+            age(to),
+        );
+        page.gauge(
+            "mainstay_rpo_vault_seconds",
+            "What would be lost if only the vault were left.",
+            &of,
+            age(to),
+        );
     }
 }
 
@@ -136,10 +203,25 @@ fn of_lanes(page: &mut Page, name: &str, status: &FollowStatus) {
     for (lane, status) in &status.lanes {
         let of = [("cluster", name), ("lane", lane.0.as_str())];
         let here = matches!(status.phase, Phase::Following);
-        page.gauge("mainstay_lane_following", "Whether this process has a link to the lane.", &of, flag(here));
+        page.gauge(
+            "mainstay_lane_following",
+            "Whether this process has a link to the lane.",
+            &of,
+            flag(here),
+        );
         page.gauge("mainstay_spool_bytes", "What the lane's spool holds.", &of, status.spool_bytes as f64);
-        page.counter("mainstay_log_vaulted_bytes_total", "Bytes of log given to the vault.", &of, status.vaulted_bytes as f64);
-        page.counter("mainstay_log_failures_total", "Failures of links and uploads.", &of, status.failures as f64);
+        page.counter(
+            "mainstay_log_vaulted_bytes_total",
+            "Bytes of log given to the vault.",
+            &of,
+            status.vaulted_bytes as f64,
+        );
+        page.counter(
+            "mainstay_log_failures_total",
+            "Failures of links and uploads.",
+            &of,
+            status.failures as f64,
+        );
         page.counter("mainstay_log_holes_total", "Holes that were declared.", &of, status.holes as f64);
     }
 }
@@ -149,16 +231,36 @@ fn of_group(page: &mut Page, daemon: &Daemon, group: &mainstay_model::RecoveryGr
     let of = [("group", group.name.as_str())];
     let limit = daemon.config.rhythm.refresh * 3 + Duration::from_secs(10);
     if let Some(last) = view.last.filter(|_| view.read.is_some_and(|read| read.elapsed() < limit)) {
-        page.gauge("mainstay_last_point_age_seconds", "Since the newest fleet point.", &of, now.since(last).as_secs_f64());
+        page.gauge(
+            "mainstay_last_point_age_seconds",
+            "Since the newest fleet point.",
+            &of,
+            now.since(last).as_secs_f64(),
+        );
     }
     if view.exact_tried > 0 {
         let ratio = view.exact_done as f64 / view.exact_tried as f64;
-        page.gauge("mainstay_point_exact_ratio", "Of the points that were to be exact, those that were.", &of, ratio);
+        page.gauge(
+            "mainstay_point_exact_ratio",
+            "Of the points that were to be exact, those that were.",
+            &of,
+            ratio,
+        );
     }
     page.counter("mainstay_points_exact_total", "Points that were exact.", &of, view.exact_done as f64);
     if let Some(point) = &view.newest {
-        page.gauge("mainstay_point_stall_seconds", "How long writes waited for the newest point.", &of, point.stall_us as f64 / 1e6);
-        page.gauge("mainstay_point_skew_seconds", "The time between the newest point's marks.", &of, point.skew_us as f64 / 1e6);
+        page.gauge(
+            "mainstay_point_stall_seconds",
+            "How long writes waited for the newest point.",
+            &of,
+            point.stall_us as f64 / 1e6,
+        );
+        page.gauge(
+            "mainstay_point_skew_seconds",
+            "The time between the newest point's marks.",
+            &of,
+            point.skew_us as f64 / 1e6,
+        );
     }
 }
 
@@ -169,13 +271,33 @@ fn of_runs(page: &mut Page, counters: &Counters) {
         page.counter("mainstay_runs_total", "What was due and was done.", &of, count.done as f64);
         page.counter("mainstay_failures_total", "What was due and failed.", &of, count.failed as f64);
         if count.done > 0 {
-            page.gauge("mainstay_run_duration_seconds", "How long the last one took.", &of, count.seconds_last);
+            page.gauge(
+                "mainstay_run_duration_seconds",
+                "How long the last one took.",
+                &of,
+                count.seconds_last,
+            );
         }
         if *kind == "snapshot" {
             let of = [("cluster", what.as_str())];
-            page.counter("mainstay_snapshot_read_bytes_total", "Bytes read for snapshots.", &of, count.bytes.read as f64);
-            page.counter("mainstay_snapshot_new_bytes_total", "Of these, bytes that the vault did not have.", &of, count.bytes.new as f64);
-            page.counter("mainstay_snapshot_stored_bytes_total", "Ciphertext written for snapshots.", &of, count.bytes.stored as f64);
+            page.counter(
+                "mainstay_snapshot_read_bytes_total",
+                "Bytes read for snapshots.",
+                &of,
+                count.bytes.read as f64,
+            );
+            page.counter(
+                "mainstay_snapshot_new_bytes_total",
+                "Of these, bytes that the vault did not have.",
+                &of,
+                count.bytes.new as f64,
+            );
+            page.counter(
+                "mainstay_snapshot_stored_bytes_total",
+                "Ciphertext written for snapshots.",
+                &of,
+                count.bytes.stored as f64,
+            );
         }
     }
 }
@@ -198,9 +320,10 @@ impl Page {
     }
 
     fn sample(&mut self, name: &'static str, kind: &str, help: &str, labels: &[(&str, &str)], value: f64) {
-        let (_, samples) = self.0.entry(name).or_insert_with(|| {
-            (format!("# HELP {name} {help}\n# TYPE {name} {kind}\n"), String::new())
-        });
+        let (_, samples) = self
+            .0
+            .entry(name)
+            .or_insert_with(|| (format!("# HELP {name} {help}\n# TYPE {name} {kind}\n"), String::new()));
         let label = |(key, value): &(&str, &str)| {
             let value = value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
             format!("{key}=\"{value}\"")

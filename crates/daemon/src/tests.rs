@@ -6,8 +6,8 @@ use std::time::Duration;
 use mainstay_engine::Follow;
 use mainstay_engine_kit::fake::{Count, FAKE, FakeCluster};
 use mainstay_model::{
-    Backup, Environment, EnvironmentName, Exact, FleetName, GroupName, Hosts, Instant, Keep, Nodes, RecoveryGroup,
-    VaultName,
+    Backup, Environment, EnvironmentName, Exact, FleetName, GroupName, Hosts, Instant, Keep, Nodes,
+    RecoveryGroup, VaultName,
 };
 use mainstay_recovery::follow::{Limits, Pace};
 use mainstay_recovery::point::points;
@@ -199,7 +199,10 @@ async fn once_does_what_is_due_and_no_more() {
     b.server.set("key", "value").await.unwrap();
     let again = serve_once(b.config("home", false)).await;
     assert_eq!(again.failed, Vec::<String>::new());
-    assert!(!again.done.iter().any(|done| done.starts_with("snapshot") || done.starts_with("prune")), "{again:?}");
+    assert!(
+        !again.done.iter().any(|done| done.starts_with("snapshot") || done.starts_with("prune")),
+        "{again:?}"
+    );
     assert!(again.done.contains(&"log of orders".to_owned()));
     b.is_up.store(false, Ordering::SeqCst);
     let down = serve_once(b.config("home", false)).await;

@@ -111,7 +111,9 @@ impl Daemon {
         if let Some(view) = self.view(name).vault.filter(|view| view.read.elapsed() < at_most) {
             return Ok(view);
         }
-        let read = read(of, &self.config.fleet.name.to_string(), &self.config.fleet.environment.name.to_string()).await;
+        let read =
+            read(of, &self.config.fleet.name.to_string(), &self.config.fleet.environment.name.to_string())
+                .await;
         match read {
             Ok(view) => {
                 self.change_view(name, |known| known.vault = Some(view.clone()));

@@ -72,7 +72,9 @@ pub(crate) async fn attempt(members: &[Member<'_>], id: &str, stall: Duration) -
         match result {
             Ok(one) => held.push((n, one)),
             Err(e) => {
-                why_not.get_or_insert_with(|| format!("{} could not be held: {}", clusters[n], crate::follow::why(&e)));
+                why_not.get_or_insert_with(|| {
+                    format!("{} could not be held: {}", clusters[n], crate::follow::why(&e))
+                });
             }
         }
     }
@@ -84,7 +86,10 @@ pub(crate) async fn attempt(members: &[Member<'_>], id: &str, stall: Duration) -
             Ok(Err(e)) => why_not = Some(crate::follow::why(&e)),
             Err(_) => {
                 let limit_ms = stall.as_millis();
-                why_not = Some(format!("{} was not marked within the {limit_ms} ms that writes may wait", clusters[last]));
+                why_not = Some(format!(
+                    "{} was not marked within the {limit_ms} ms that writes may wait",
+                    clusters[last]
+                ));
             }
         }
     }
@@ -102,7 +107,11 @@ pub(crate) async fn attempt(members: &[Member<'_>], id: &str, stall: Duration) -
                 }
             }
             Err(e) => {
-                why_not.get_or_insert(format!("{} was not let go in order: {}", clusters[n], crate::follow::why(&e)));
+                why_not.get_or_insert(format!(
+                    "{} was not let go in order: {}",
+                    clusters[n],
+                    crate::follow::why(&e)
+                ));
             }
         }
     }
@@ -202,7 +211,8 @@ async fn vaulted_range(
             return Ok(None);
         }
         carry.get_or_insert(data.carry);
-        let within = |offset: u128| usize::try_from(offset - first.0).unwrap_or(usize::MAX).min(data.bytes.len());
+        let within =
+            |offset: u128| usize::try_from(offset - first.0).unwrap_or(usize::MAX).min(data.bytes.len());
         let end = last.min(to.offset);
         log.extend_from_slice(&data.bytes[within(at.0)..within(end.0)]);
         at = end;

@@ -193,7 +193,9 @@ async fn cover(members: &[Member<'_>], attempt: &Attempt, options: &PointOptions
         let until = Until::Position(position);
         match member.follower {
             Some(follower) => follower.wait_until(&until, options.cover_within).await,
-            None => catch_up(member.of, options.follow.clone(), &until, options.cover_within).await.map(|_| ()),
+            None => {
+                catch_up(member.of, options.follow.clone(), &until, options.cover_within).await.map(|_| ())
+            }
         }
     });
     futures::future::try_join_all(waits).await.map(|_| ())
@@ -245,7 +247,8 @@ async fn store(members: &[Member<'_>], options: &PointOptions, point: &FleetPoin
 /// `20260131t030405678-9f3c01`: sorts by time, and is as good as unique.
 fn new_id() -> String {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let time: String = Instant::now().to_string().chars().filter(char::is_ascii_alphanumeric).take(18).collect();
+    let time: String =
+        Instant::now().to_string().chars().filter(char::is_ascii_alphanumeric).take(18).collect();
     let salt = since.subsec_nanos() ^ std::process::id().rotate_left(12);
     format!("{}-{:06x}", time.to_ascii_lowercase(), salt & 0xff_ffff)
 }
@@ -257,7 +260,10 @@ mod tests {
     #[test]
     fn ids_are_names_and_sort_by_time() {
         let id = new_id();
-        assert!(id.len() <= 60 && id.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-'), "{id}");
+        assert!(
+            id.len() <= 60 && id.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-'),
+            "{id}"
+        );
         assert_eq!(id.len(), "20260131t030405678-9f3c01".len(), "{id}");
     }
 }

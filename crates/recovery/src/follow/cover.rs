@@ -125,7 +125,12 @@ impl Follower {
 ///
 /// # Errors
 /// `Deadline`, with what is wrong.
-pub async fn catch_up(of: &Protected, options: FollowOptions, until: &Until, within: Duration) -> Result<FollowStatus> {
+pub async fn catch_up(
+    of: &Protected,
+    options: FollowOptions,
+    until: &Until,
+    within: Duration,
+) -> Result<FollowStatus> {
     let follower = Follower::start(of.clone(), options);
     let result = follower.wait_until(until, within).await;
     let status = follower.status();

@@ -11,8 +11,8 @@ use super::lane::{LaneFollower, sleep_or};
 use super::spool::Limits;
 use super::upload::Pace;
 use super::why;
-use crate::error::{Doing, Error, Result};
 use crate::Protected;
+use crate::error::{Doing, Error, Result};
 use crate::snapshot::incarnation;
 
 /// How a cluster is followed.
@@ -168,7 +168,10 @@ impl FollowStatus {
 
     /// What is wrong, if anything.
     pub fn error(&self) -> Option<String> {
-        let lanes = self.lanes.iter().filter_map(|(lane, status)| Some(format!("{lane}: {}", status.error.as_ref()?)));
+        let lanes = self
+            .lanes
+            .iter()
+            .filter_map(|(lane, status)| Some(format!("{lane}: {}", status.error.as_ref()?)));
         self.error.clone().or_else(|| lanes.reduce(|all, next| format!("{all}; {next}")))
     }
 
@@ -283,7 +286,8 @@ impl Shared {
     }
 
     async fn run_lanes(&self, incarnation: String, lanes: Vec<Lane>) {
-        let is_another = self.with(|state| state.incarnation.as_ref().is_some_and(|known| *known != incarnation));
+        let is_another =
+            self.with(|state| state.incarnation.as_ref().is_some_and(|known| *known != incarnation));
         if is_another {
             tracing::warn!(cluster = %self.of.cluster.name, incarnation, "another incarnation of the data began");
             self.end_lanes(|_| true).await;

@@ -160,7 +160,7 @@ impl LaneFollower {
         }
         tokio::select! {
             never = self.links(&turn.spool, &vaulted_rx) => match never {},
-            never = self.watch_snapshot() => match never {},
+            never = self.watch_snapshot(&vaulted_rx) => match never {},
             ended = self.terms(&turn, lease, end, stop) => ended,
         }
     }
@@ -269,7 +269,11 @@ impl LaneFollower {
     }
 
     /// One link after another, for ever.
-    async fn links(&self, spool: &Arc<Spool>, vaulted: &watch::Receiver<Vaulted>) -> std::convert::Infallible {
+    async fn links(
+        &self,
+        spool: &Arc<Spool>,
+        vaulted: &watch::Receiver<Vaulted>,
+    ) -> std::convert::Infallible {
         let mut pause = PAUSE_MIN;
         let mut hopeless = 0;
         let mut full_since: Option<Monotonic> = None;
@@ -350,9 +354,8 @@ impl LaneFollower {
     async fn settle(&self, spool: &Arc<Spool>) {
         let settled = spool.clone();
         let result = blocking(move || {
-            settled.flush().map_err(|e| {
+            settled.flush().inspect_err(|_| {
                 settled.roll_back();
-                e
             })
         });
         if let Err(e) = result.await {
@@ -452,10 +455,15 @@ impl LaneFollower {
         self.want_snapshot(before.as_ref().map_or(reason, |wanted| &wanted.reason));
     }
 
-    /// Takes the wish for a snapshot back when there is one. Never returns.
-    async fn watch_snapshot(&self) -> std::convert::Infallible {
+    /// Takes the wish for a snapshot back when there is one, and has it when the uploader lost log. Never returns.
+    async fn watch_snapshot(&self, vaulted: &watch::Receiver<Vaulted>) -> std::convert::Infallible {
+        let mut unreadable = 0;
         loop {
             tokio::time::sleep(SNAPSHOT_POLL).await;
+            let lost = vaulted.borrow().unreadable;
+            if lost > std::mem::replace(&mut unreadable, lost) {
+                self.want_snapshot("spool-unreadable");
+            }
             let Some(wanted) = self.state().wanted.clone() else { continue };
             let Ok(snapshots) = self.snapshots().await else { continue };
             if snapshots.iter().any(|snapshot| snapshot.begun_at >= wanted.since) {

@@ -14,8 +14,8 @@ mod upload;
 
 pub use cover::{Until, catch_up, vault_covers};
 pub use follower::{FollowOptions, FollowStatus, Follower, LaneStatus, Phase, Wanted};
-pub use resume::spooled_to;
 pub(crate) use resume::spooled_range;
+pub use resume::spooled_to;
 pub use spool::Limits;
 pub use upload::Pace;
 

@@ -47,9 +47,10 @@ impl InVault {
     pub fn has_snapshot(&self, lane: &Lane, snapshots: &[SnapshotRecord]) -> bool {
         let Some(line) = &self.line else { return false };
         let Some(run) = line.runs.last() else { return false };
-        snapshots.iter().filter_map(|snapshot| snapshot.taken.position.get(lane)).any(|place| {
-            line.is_at_or_below(&run.first, place) == Some(true)
-        })
+        snapshots
+            .iter()
+            .filter_map(|snapshot| snapshot.taken.position.get(lane))
+            .any(|place| line.is_at_or_below(&run.first, place) == Some(true))
     }
 }
 
@@ -95,7 +96,10 @@ pub(super) fn open_spool(dir: &Path, limits: Limits, vault: &InVault) -> Result<
         // Somebody else went on from there, or from a branch that ours left.
         (Some(last), Some(line)) => {
             line.is_at_or_below(&last, end) == Some(true)
-                || line.legs.iter().any(|leg| leg.epoch == last.epoch && leg.to.is_some_and(|to| last.offset > to))
+                || line
+                    .legs
+                    .iter()
+                    .any(|leg| leg.epoch == last.epoch && leg.to.is_some_and(|to| last.offset > to))
         }
         (Some(_), None) => false,
     };

@@ -53,7 +53,10 @@ impl LogSink for Sink {
     async fn branch(&self, branch: Branch, history: Option<Bytes>) -> Result<()> {
         self.spool.branch(branch, history)?;
         // Told of the epoch that we are in, nothing has moved yet.
-        let is_ours = self.rewound().as_ref().is_some_and(|place| self.spool.end().is_some_and(|end| end.epoch != place.epoch));
+        let is_ours = self
+            .rewound()
+            .as_ref()
+            .is_some_and(|place| self.spool.end().is_some_and(|end| end.epoch != place.epoch));
         if is_ours {
             *self.rewound() = None;
         }

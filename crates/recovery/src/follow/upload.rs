@@ -57,6 +57,11 @@ const RETIRE_AFTER: Duration = Duration::from_secs(15 * 60);
 /// Sealed files that stay in the spool at most.
 const SEALED_FILES_MAX: usize = 8;
 
+/// How often a file is tried that cannot be read.
+const UNREADABLE_MAX: u32 = 4;
+/// The reason of such a hole.
+const UNREADABLE: &str = "spool-unreadable";
+
 /// Where entries go.
 #[async_trait]
 pub(super) trait Target: Send {
@@ -85,6 +90,8 @@ pub(super) struct Vaulted {
     pub bytes: u64,
     /// Holes declared since the start.
     pub holes: u64,
+    /// Of these, holes where the spool itself could not be read any more.
+    pub unreadable: u64,
     /// Why the last attempt failed; `None` when it did not.
     pub error: Option<String>,
     /// Failures since the start.
@@ -115,6 +122,8 @@ pub(super) struct Uploader {
     sealed: VecDeque<(u64, Monotonic)>,
     beaten: Option<(Place, Instant)>,
     last_beat: Option<Monotonic>,
+    /// How often a file could not be read, one time after the other.
+    unreadable: (u64, u32),
 }
 
 /// How far a file has gone to the vault.
@@ -141,17 +150,23 @@ struct Next {
 /// What is done when an entry is in the vault.
 #[derive(Clone, Debug)]
 enum After {
-    Advance { pos: u64, again_bytes: usize },
+    Advance {
+        pos: u64,
+        again_bytes: usize,
+    },
     SealedFile,
     ToldBranch,
     ToldNote,
     Beaten(Place, Instant),
+    /// What the file still held is lost.
+    GivenUp,
 }
 
 impl Uploader {
     pub fn new(parts: Parts) -> Self {
         let beaten = None;
-        Self { parts, cursor: None, pending: None, sealed: VecDeque::new(), beaten, last_beat: None }
+        let (sealed, unreadable) = (VecDeque::new(), (0, 0));
+        Self { parts, cursor: None, pending: None, sealed, beaten, last_beat: None, unreadable }
     }
 
     /// Uploads until `stop` says so, then once more; ends early only when the lease is lost.
@@ -224,6 +239,7 @@ impl Uploader {
             After::ToldBranch => cursor.told_branch = true,
             After::ToldNote => cursor.notes += 1,
             After::SealedFile => cursor.pos = u64::MAX,
+            After::GivenUp => *cursor = Cursor::at(cursor.file + 1, 0),
             After::Beaten(..) => {}
         }
         if matches!(after, After::SealedFile | After::Beaten(..))
@@ -251,7 +267,10 @@ impl Uploader {
             LogEntry::Branch { branch, .. } => {
                 vaulted.end = Some(Place { epoch: branch.epoch.clone(), offset: branch.first });
             }
-            LogEntry::Hole { .. } => vaulted.holes += 1,
+            LogEntry::Hole { reason, .. } => {
+                vaulted.holes += 1;
+                vaulted.unreadable += u64::from(reason == UNREADABLE);
+            }
         });
     }
 
@@ -271,7 +290,11 @@ impl Uploader {
                 }
                 continue;
             };
-            let found = self.next_of(&info, cursor).await?;
+            let found = match self.next_of(&info, cursor).await {
+                Ok(found) => found,
+                Err(e) => return self.give_up(&info, e),
+            };
+            self.unreadable = (info.seq, 0);
             if found.is_some() {
                 return Ok(found);
             }
@@ -281,6 +304,28 @@ impl Uploader {
             self.sealed.push_back((info.seq, Monotonic::now()));
             self.cursor = Some(Cursor::at(info.seq + 1, 0));
         }
+    }
+
+    /// A file that cannot be read, again and again, must not keep what is behind it from the vault: it is given up, and its hole declared.
+    fn give_up(&mut self, info: &FileInfo, error: mainstay_engine::Error) -> Result<Option<Next>> {
+        let times = if self.unreadable.0 == info.seq { self.unreadable.1 + 1 } else { 1 };
+        self.unreadable = (info.seq, times);
+        if times < UNREADABLE_MAX {
+            return Err(error);
+        }
+        if !info.closed {
+            // What comes goes to another file; then this one is given up.
+            self.parts.spool.ask_rotate();
+            return Err(error);
+        }
+        tracing::error!(error = %super::why(&error), "a part of the spool is lost");
+        let end = self.parts.vaulted.borrow().end.clone();
+        let entry = LogEntry::Hole {
+            from: end.unwrap_or_else(|| info.start.place.clone()),
+            time: Bracket::exactly(Instant::now()),
+            reason: UNREADABLE.to_owned(),
+        };
+        Ok(Some(Next::short(entry, After::GivenUp)))
     }
 
     async fn next_of(&self, info: &FileInfo, cursor: Cursor) -> Result<Option<Next>> {
@@ -361,7 +406,8 @@ impl Uploader {
     fn next_beat(&self, info: &FileInfo) -> Option<Next> {
         let (at, time) = self.parts.spool.beat()?;
         let is_due = self.last_beat.is_none_or(|last| last.elapsed() >= self.parts.pace.beat_every);
-        let says_more = self.beaten.as_ref().is_none_or(|(place, last)| *place != at || *last < time.earliest);
+        let says_more =
+            self.beaten.as_ref().is_none_or(|(place, last)| *place != at || *last < time.earliest);
         // Asked only when all of the spool is in the vault.
         let is_there = at == info.end;
         (is_due && says_more && is_there).then(|| {
@@ -372,11 +418,7 @@ impl Uploader {
 
     fn branch(&self, note: &BranchNote) -> LogEntry {
         let time = Bracket::exactly(self.parts.spool.complete_to().unwrap_or_else(Instant::now));
-        LogEntry::Branch {
-            branch: note.branch.clone(),
-            time,
-            history: note.history.clone().map(Bytes::from),
-        }
+        LogEntry::Branch { branch: note.branch.clone(), time, history: note.history.clone().map(Bytes::from) }
     }
 
     fn log_of(&self, stretch: Stretch) -> LogBytes {

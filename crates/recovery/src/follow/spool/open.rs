@@ -120,7 +120,8 @@ pub(super) fn numbers(dir: &Path) -> io::Result<Vec<u64>> {
     let mut seqs = Vec::new();
     for entry in entries {
         let name = entry?.file_name();
-        let seq = name.to_str().and_then(|name| name.strip_suffix(".log")).and_then(|n| n.parse::<u64>().ok());
+        let seq =
+            name.to_str().and_then(|name| name.strip_suffix(".log")).and_then(|n| n.parse::<u64>().ok());
         seqs.extend(seq);
     }
     seqs.sort_unstable();

@@ -250,12 +250,9 @@ impl Spool {
     pub fn describe(&self) -> String {
         let files = self.files();
         match (files.first(), files.last()) {
-            (Some(first), Some(last)) => format!(
-                "{} holds {} to {}",
-                self.dir.display(),
-                show(&first.start.place),
-                show(&last.end)
-            ),
+            (Some(first), Some(last)) => {
+                format!("{} holds {} to {}", self.dir.display(), show(&first.start.place), show(&last.end))
+            }
             _ => format!("{} is empty", self.dir.display()),
         }
     }

@@ -268,17 +268,18 @@ mod tests {
     fn sample() -> (Vec<u8>, Vec<Record>) {
         let place = Place::new("1", 77);
         let note = BranchNote {
-            branch: Branch { epoch: place.epoch.clone(), parent: Some(Place::new("0", 77)), first: 77.into() },
+            branch: Branch {
+                epoch: place.epoch.clone(),
+                parent: Some(Place::new("0", 77)),
+                first: 77.into(),
+            },
             history: Some(b"1\t0/4D\tno reason".to_vec()),
         };
         let start = Start { place: place.clone(), continues: false, branch: Some(note.clone()) };
         let chunk = Chunk {
             at: place.clone(),
             bytes: Bytes::from_static(b"some log"),
-            times: vec![TimeMark {
-                offset: 85.into(),
-                at: Bracket::between(Instant(5), Instant(9)),
-            }],
+            times: vec![TimeMark { offset: 85.into(), at: Bracket::between(Instant(5), Instant(9)) }],
             carry: Some("db 3".to_owned()),
         };
         let mut file = Vec::new();

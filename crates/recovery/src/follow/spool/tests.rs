@@ -107,11 +107,9 @@ fn branches_leave_where_there_is_log_and_keep_the_ended_one() {
         parent,
         first: first.into(),
     };
-    for wrong in [
-        to("2", None, 50),
-        to("2", Some(Place::new("1", 101)), 101),
-        to("2", Some(Place::new("7", 50)), 50),
-    ] {
+    for wrong in
+        [to("2", None, 50), to("2", Some(Place::new("1", 101)), 101), to("2", Some(Place::new("7", 50)), 50)]
+    {
         assert_eq!(spool.branch(wrong, None).unwrap_err().kind, Kind::Invalid);
     }
     // Told of the epoch that we are in: kept as knowledge, nothing is cut.
@@ -179,7 +177,7 @@ fn an_adapter_reads_its_state_back() {
 #[test]
 fn another_process_sees_the_end_and_reads_a_range() {
     let dir = tempfile::tempdir().unwrap();
-    assert_eq!(open::peek(&dir.path().join("none")).unwrap(), None);
+    assert_eq!(peek(&dir.path().join("none")).unwrap(), None);
     let spool = open(dir.path());
     spool.begin(Place::new("1", 0)).unwrap();
     for n in 0..100 {
@@ -187,10 +185,10 @@ fn another_process_sees_the_end_and_reads_a_range() {
     }
     spool.flush().unwrap();
     assert!(spool.files().len() > 2);
-    assert_eq!(open::peek(dir.path()).unwrap(), Some((Place::new("1", 10_000), Some(Instant(9900)))));
+    assert_eq!(peek(dir.path()).unwrap(), Some((Place::new("1", 10_000), Some(Instant(9900)))));
     assert!(spool.set_beat(&Place::new("1", 10_000), Bracket::exactly(Instant(77_000))));
     assert!(!spool.set_beat(&Place::new("1", 9_000), Bracket::exactly(Instant(99_000))));
-    assert_eq!(open::peek(dir.path()).unwrap(), Some((Place::new("1", 10_000), Some(Instant(77_000)))));
+    assert_eq!(peek(dir.path()).unwrap(), Some((Place::new("1", 10_000), Some(Instant(77_000)))));
     for (from, to) in [(0, 10_000), (150, 150), (150, 160), (4000, 4200), (3777, 9999), (10_000, 10_000)] {
         let range = range(dir.path(), &Place::new("1", from), &Place::new("1", to)).unwrap();
         let range = range.unwrap_or_else(|| panic!("{from} to {to}"));

@@ -70,7 +70,10 @@ impl Bench {
 
     pub async fn write(&self, from: usize, count: usize) {
         for n in from..from + count {
-            self.server.set(&format!("key-{}", n % 100), &format!("{n}-{}", "x".repeat(n * 7 % 300))).await.unwrap();
+            self.server
+                .set(&format!("key-{}", n % 100), &format!("{n}-{}", "x".repeat(n * 7 % 300)))
+                .await
+                .unwrap();
         }
     }
 
@@ -79,7 +82,10 @@ impl Bench {
     }
 
     pub fn lanes(&self) -> Vec<Lane> {
-        (0..).map(|n| Lane::new(&format!("lane-{n}"))).take_while(|lane| self.server_log_path(lane, 0).exists()).collect()
+        (0..)
+            .map(|n| Lane::new(&format!("lane-{n}")))
+            .take_while(|lane| self.server_log_path(lane, 0).exists())
+            .collect()
     }
 
     fn server_log_path(&self, lane: &Lane, node: usize) -> std::path::PathBuf {
@@ -115,11 +121,13 @@ impl Bench {
         for run in &line.runs {
             let mut bytes = Vec::new();
             for part in &run.parts {
-                let LogContent::Segment(data) = vault.read_log(pieces[part.piece]).await.unwrap() else { panic!() };
+                let LogContent::Segment(data) = vault.read_log(pieces[part.piece]).await.unwrap() else {
+                    panic!()
+                };
                 assert_eq!(data.carry, "record");
                 let length = part.to.low() - data.segment.first.offset.low();
-                let counts_bytes =
-                    data.bytes.len() as u64 == data.segment.last.offset.low() - data.segment.first.offset.low();
+                let counts_bytes = data.bytes.len() as u64
+                    == data.segment.last.offset.low() - data.segment.first.offset.low();
                 let used = if counts_bytes { length as usize } else { data.bytes.len() };
                 bytes.extend_from_slice(&data.bytes[..used]);
             }

@@ -36,10 +36,14 @@ async fn while_the_store_is_away_the_spool_goes_on() {
     b.write(0, 10).await;
     caught_up(&follower).await;
     let vaulted = follower.status().vault_complete_to();
-    b.faulty.set(Faults::choose(|_, verb, key| (verb != "get" && !key.contains("lease")).then_some(Fault::Before)));
+    b.faulty.set(Faults::choose(|_, verb, key| {
+        (verb != "get" && !key.contains("lease")).then_some(Fault::Before)
+    }));
     b.write(10, 500).await;
     let end = b.server_log(&b.lanes()[0], 0).len() as u64;
-    let spooled = |s: &crate::follow::FollowStatus| s.lanes.values().all(|l| l.spool_end.as_ref().is_some_and(|e| e.offset.low() == end));
+    let spooled = |s: &crate::follow::FollowStatus| {
+        s.lanes.values().all(|l| l.spool_end.as_ref().is_some_and(|e| e.offset.low() == end))
+    };
     until(&follower, "all in the spool", spooled).await;
     until(&follower, "an error", |s| s.error().is_some()).await;
     assert!(follower.status().vault_complete_to() <= vaulted.max(follower.status().vault_complete_to()));
@@ -105,14 +109,21 @@ async fn a_full_spool_waits_and_then_gives_up_with_a_hole_rather_than_fill_the_s
     until(&follower, "a link", |s| s.is_well()).await;
     b.write(0, 10).await;
     caught_up(&follower).await;
-    b.faulty.set(Faults::choose(|_, verb, key| (verb != "get" && !key.contains("lease")).then_some(Fault::Before)));
+    b.faulty.set(Faults::choose(|_, verb, key| {
+        (verb != "get" && !key.contains("lease")).then_some(Fault::Before)
+    }));
     b.write(10, 1000).await;
     until(&follower, "a full spool", |s| s.lanes.values().all(|l| l.phase == Phase::Full)).await;
     assert!(follower.status().lanes.values().all(|l| l.spool_bytes < 100_000));
     until(&follower, "a wish", |s| s.wants_snapshot().is_some_and(|w| w.reason == "spool-full")).await;
     // Nothing keeps the source's log any more.
     let node = b.server.access().nodes[0].data_dir.clone().unwrap();
-    let slot = || std::fs::read_dir(&node).unwrap().flatten().any(|e| e.file_name().to_string_lossy().starts_with("slot-"));
+    let slot = || {
+        std::fs::read_dir(&node)
+            .unwrap()
+            .flatten()
+            .any(|e| e.file_name().to_string_lossy().starts_with("slot-"))
+    };
     let began = std::time::Instant::now();
     while slot() {
         assert!(began.elapsed() < PATIENCE);

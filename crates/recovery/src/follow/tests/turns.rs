@@ -26,7 +26,10 @@ async fn a_cluster_is_followed_from_its_end_and_on_after_restarts() {
         caught_up(&follower).await;
         b.write(100, 50).await;
         // What was received goes to the vault at the end.
-        until(&follower, "a spool", |s| s.lanes.values().all(|l| l.spool_end.as_ref().is_some_and(|e| e.offset.low() > 60))).await;
+        until(&follower, "a spool", |s| {
+            s.lanes.values().all(|l| l.spool_end.as_ref().is_some_and(|e| e.offset.low() > 60))
+        })
+        .await;
         follower.stop().await;
         b.write(150, 600).await;
         let follower = b.follow("home");
@@ -69,7 +72,8 @@ async fn a_standby_is_promoted_while_we_are_ahead_of_it() {
     b.server.replicate().unwrap();
     b.write(200, 200).await;
     caught_up(&follower).await;
-    let dead: Vec<Place> = b.lanes().iter().map(|l| Place::new("1", b.server_log(l, 0).len() as u64)).collect();
+    let dead: Vec<Place> =
+        b.lanes().iter().map(|l| Place::new("1", b.server_log(l, 0).len() as u64)).collect();
     b.server.kill(0).unwrap();
     b.server.promote(1).unwrap();
     b.write(500, 300).await;
@@ -125,7 +129,8 @@ async fn of_two_followers_one_writes_and_the_other_takes_over() {
     let first = b.follow("first");
     until(&first, "a link", |s| s.is_well()).await;
     let second = b.follow("second");
-    until(&second, "standing by", |s| s.lanes.values().any(|l| matches!(l.phase, Phase::Standby { .. }))).await;
+    until(&second, "standing by", |s| s.lanes.values().any(|l| matches!(l.phase, Phase::Standby { .. })))
+        .await;
     b.write(0, 200).await;
     caught_up(&first).await;
     // Somebody else follows, and his log counts.

@@ -247,3 +247,23 @@ async fn a_failing_vault_gets_everything_in_the_end() {
     assert!(restarts > 5);
     assert_eq!(b.kept.reach(), (0, b.spool.end().unwrap().offset.low()));
 }
+
+#[tokio::test]
+async fn a_file_that_cannot_be_read_is_given_up_with_a_hole() {
+    let mut b = bench();
+    append(&b.spool, 100, true);
+    b.check(&["tail 1:0-100"]).await;
+    append(&b.spool, 950, true);
+    append(&b.spool, 10, true);
+    b.spool.flush().unwrap();
+    let path = b.dir.path().join("0000000000000000.log");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    for _ in 1..UNREADABLE_MAX {
+        assert!(b.uploader.step().await.is_err());
+    }
+    b.check(&["hole 100 spool-unreadable", "tail 1:1050-1060"]).await;
+    assert_eq!(b.vaulted.borrow().unreadable, 1);
+}
