@@ -25,10 +25,13 @@ pub enum Fault {
     Die,
 }
 
+/// Chooses by the call's number, verb and key.
+type Choose = dyn Fn(u64, &'static str, &str) -> Option<Fault> + Send + Sync;
+
 /// Which calls fail, counted from 0 over all verbs.
 #[derive(Clone)]
 pub struct Faults {
-    choose: Arc<dyn Fn(u64, &'static str, &str) -> Option<Fault> + Send + Sync>,
+    choose: Arc<Choose>,
 }
 
 impl Faults {

@@ -10,6 +10,7 @@ use zstd::bulk::Decompressor;
 use mainstay_engine::{self as engine, FileKind, FileSpec, Progress, RunAs, SnapshotSource, Taken};
 
 use crate::index::{Extent, Index, Run, RunRef, ZEROS, pack_key};
+use crate::keys::Keys;
 use crate::manifest::Manifest;
 use crate::packs::Pack;
 use crate::place::place;
@@ -78,8 +79,10 @@ impl SnapshotSource for SnapshotReader {
         let frames = Frames::new(self, size);
         Ok(Box::new(Contents {
             index: Arc::clone(&self.index),
+            keys: Arc::clone(self.vault.keys()),
             frames,
-            runs: runs.to_vec().into_iter(),
+            runs: runs.to_vec(),
+            next: 0,
             run: None,
             left: size,
             path: path.to_owned(),
@@ -136,15 +139,11 @@ impl Frames {
 
     /// The bytes of an extent.
     pub fn bytes(&mut self, extent: &Extent) -> Result<&[u8]> {
-        let info = self.index.packs.get(&extent.pack);
-        let info =
-            info.ok_or_else(|| Error::damaged(&self.prefix, "an index names a pack that it does not know"))?;
-        let key = pack_key(&self.prefix, &info.id);
         if self.frame_at != Some((extent.pack, extent.offset)) {
             self.frame_at = None;
             let pack = match self.pack.take() {
                 Some((n, pack)) if n == extent.pack => pack,
-                _ => Pack::open(&self.vault, key.clone(), info.bytes, self.wanted)?,
+                _ => self.open(extent)?,
             };
             let (_, pack) = self.pack.insert((extent.pack, pack));
             let decompressor = decompressor(&mut self.decompressor)?;
@@ -153,9 +152,17 @@ impl Frames {
         }
         let start = usize::try_from(extent.skip).unwrap_or(usize::MAX);
         let end = start.saturating_add(usize::try_from(extent.length).unwrap_or(usize::MAX));
-        self.frame
-            .get(start..end)
-            .ok_or_else(|| Error::damaged(key, "a frame of it is shorter than its index says"))
+        match self.frame.get(start..end) {
+            Some(bytes) => Ok(bytes),
+            None => Err(Error::damaged(self.key(extent), "a frame of it is shorter than its index says")),
+        }
+    }
+
+    fn open(&self, extent: &Extent) -> Result<Pack> {
+        let info = self.index.packs.get(&extent.pack);
+        let info =
+            info.ok_or_else(|| Error::damaged(&self.prefix, "an index names a pack that it does not know"))?;
+        Pack::open(&self.vault, pack_key(&self.prefix, &info.id), info.bytes, self.wanted)
     }
 
     /// The key of the pack that an extent is in.
@@ -181,8 +188,10 @@ pub(crate) fn decompressor<'a>(
 /// The content of one file, piece by piece, each checked before it is given.
 struct Contents {
     index: Arc<Index>,
+    keys: Arc<Keys>,
     frames: Frames,
-    runs: std::vec::IntoIter<RunRef>,
+    runs: Vec<RunRef>,
+    next: usize,
     /// The run that is being read, how many of its pieces and extents are done, and where in the file.
     run: Option<(Run, usize, usize, u64)>,
     left: u64,
@@ -198,38 +207,34 @@ impl Contents {
             return Ok(false);
         }
         loop {
-            if let Some((run, piece, extent, at)) = &mut self.run {
-                if let Some(hash) = run.hashes.get(*piece) {
-                    let length = run.piece_length(*piece);
-                    self.piece.clear();
-                    if *hash == ZEROS {
-                        self.piece.resize(usize::try_from(length).unwrap_or(0), 0);
-                    } else {
-                        let whole = run.extent_of(extent, *at, length);
-                        let whole = whole.ok_or_else(|| {
-                            Error::damaged(&self.path, "its index leaves out a piece of it")
-                        })?;
-                        let bytes = self.frames.bytes(&whole)?;
-                        self.piece.extend_from_slice(bytes);
-                        if self.frames.vault.keys().piece_hash(&self.piece) != *hash {
-                            return Err(Error::damaged(
-                                self.frames.key(&whole),
-                                format!("its bytes are not those of {}", self.path),
-                            ));
-                        }
+            if let Some((run, piece, extent, at)) = &mut self.run
+                && let Some(hash) = run.hashes.get(*piece)
+            {
+                let length = run.piece_length(*piece);
+                self.piece.clear();
+                self.given = 0;
+                if *hash == ZEROS {
+                    self.piece.resize(usize::try_from(length).unwrap_or(0), 0);
+                } else {
+                    let whole = run.extent_of(extent, *at, length);
+                    let whole = whole
+                        .ok_or_else(|| Error::damaged(&self.path, "its index leaves out a piece of it"))?;
+                    let bytes = self.frames.bytes(&whole)?;
+                    if self.keys.piece_hash(bytes) != *hash {
+                        let reason = format!("its bytes are not those of {}", self.path);
+                        return Err(Error::damaged(self.frames.key(&whole), reason));
                     }
-                    *piece += 1;
-                    *at += length;
-                    self.given = 0;
-                    self.left = self.left.saturating_sub(length);
-                    return Ok(true);
+                    self.piece.extend_from_slice(bytes);
                 }
+                *piece += 1;
+                *at += length;
+                self.left = self.left.saturating_sub(length);
+                return Ok(true);
             }
-            let next = self
-                .runs
-                .next()
-                .ok_or_else(|| Error::damaged(&self.path, "its index ends before it does"))?;
-            let run = self.index.run_blocking(&next)?;
+            let next = self.runs.get(self.next);
+            let next = next.ok_or_else(|| Error::damaged(&self.path, "its index ends before it does"))?;
+            let run = self.index.run_blocking(next)?;
+            self.next += 1;
             let at = run.at;
             self.run = Some((run, 0, 0, at));
         }

@@ -86,12 +86,11 @@ pub(crate) async fn vault(vault: &Vault, options: &VerifyOptions) -> Result<Veri
 
 pub(crate) async fn cluster(cluster: &ClusterVault, options: &VerifyOptions) -> Result<Verified> {
     let mut verifier = Verifier::new(cluster.vault(), options);
-    if let Some(id) = &options.snapshot {
-        match cluster.find(id).await {
-            // A damaged one is told below.
-            Err(error @ Error::NotFound(_)) => return Err(error),
-            _ => {}
-        }
+    // A damaged one is told below.
+    if let Some(id) = &options.snapshot
+        && let Err(error @ Error::NotFound(_)) = cluster.find(id).await
+    {
+        return Err(error);
     }
     verifier.cluster(cluster).await?;
     Ok(verifier.done())
@@ -203,10 +202,10 @@ impl<'a> Verifier<'a> {
             self.damaged(FORMAT_KEY, "its authentication is wrong", []);
         }
         let name = &format.keys.name;
-        if let Some(wrapped) = self.read(name, &[]).await? {
-            if blake3::hash(&wrapped).to_hex().as_str() != format.keys.hash {
-                self.damaged(name, "its hash is not what format.json says", []);
-            }
+        if let Some(wrapped) = self.read(name, &[]).await?
+            && blake3::hash(&wrapped).to_hex().as_str() != format.keys.hash
+        {
+            self.damaged(name, "its hash is not what format.json says", []);
         }
         Ok(())
     }
@@ -267,10 +266,10 @@ impl<'a> Verifier<'a> {
         let mut named = HashSet::new();
         for part in manifest.index.iter().chain([&manifest.packs]) {
             named.insert(part.name.as_str());
-            if let Some(lines) = self.part(&place, &part.name, &ids).await? {
-                if part.name == manifest.packs.name {
-                    collect(&prefix, &lines, Some(&folder.id), packs);
-                }
+            if let Some(lines) = self.part(&place, &part.name, &ids).await?
+                && part.name == manifest.packs.name
+            {
+                collect(&prefix, &lines, Some(&folder.id), packs);
             }
         }
         for object in &folder.objects {
