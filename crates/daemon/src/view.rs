@@ -112,8 +112,7 @@ impl Daemon {
             return Ok(view);
         }
         let read =
-            read(of, &self.config.fleet.name.to_string(), &self.config.fleet.environment.name.to_string())
-                .await;
+            read(of, self.config.fleet.name.as_str(), self.config.fleet.environment.name.as_str()).await;
         match read {
             Ok(view) => {
                 self.change_view(name, |known| known.vault = Some(view.clone()));
