@@ -55,6 +55,11 @@ pub async fn begin(
     let ttl = match args.ttl {
         Some(TtlArg::Shift) => Ttl::Shift,
         Some(TtlArg::Absolute) => Ttl::Absolute,
+        // Whoever asks not to be asked gets what a sandbox gets.
+        None if args.consent.yes => {
+            cx.printer.say("--ttl was not said: every key gets the life left that it had then (shift)".to_owned());
+            Ttl::Shift
+        }
         None => {
             let hint = "--ttl shift: every key has the life left that it had then; --ttl absolute: what has expired since is gone";
             return Err(Failure::usage(

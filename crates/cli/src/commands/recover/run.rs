@@ -33,7 +33,9 @@ pub async fn run(cx: &Cx, args: &RecoverRunArgs) -> Result {
     let members =
         session.all_protected(&session.select(std::slice::from_ref(&args.what))?, Missing::Fail).await?;
     let target = target::read(&session, &args.what, &members, &args.target).await?;
-    let planned = plan(&members, &target, &PlanOptions::default()).await?.accepted()?;
+    // What takes the place of running data is read and checked whole before anything is touched.
+    let options = PlanOptions { check: args.into != "sandbox", ..PlanOptions::default() };
+    let planned = plan(&members, &target, &options).await?.accepted()?;
     if args.into != "sandbox" {
         return operation::begin(&session, &planned, args, began).await;
     }
