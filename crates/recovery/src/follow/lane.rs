@@ -211,7 +211,6 @@ impl LaneFollower {
     }
 
     /// `Some(None)` when somebody else wrote after generation `ours`; `None` when it is to stop.
-    #[expect(clippy::type_complexity, reason = "said in words just above")]
     async fn lease_again(
         &self,
         ours: u64,
