@@ -57,7 +57,7 @@ pub async fn begin(
         Some(TtlArg::Absolute) => Ttl::Absolute,
         // Whoever asks not to be asked gets what a sandbox gets.
         None if args.consent.yes => {
-            cx.printer.say("--ttl was not said: every key gets the life left that it had then (shift)".to_owned());
+            cx.printer.say("--ttl was not said: every key gets the life left that it had then (shift)");
             Ttl::Shift
         }
         None => {
