@@ -24,6 +24,5 @@ bench_rto() {
 }
 
 bench_ceiling() {
-  [ -n "${BENCH_EXAMPLES:-}" ] || cargo build --release -q -p mainstay-vault --example ceiling
   "$(dirname "$MAINSTAY")/examples/ceiling" "$WORK" >&2
 }

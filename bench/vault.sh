@@ -4,7 +4,6 @@
 bench_vault() {
   local data=$WORK/stopped round directory keys=$WORK/keys restored=$WORK/restored
   directory=$(dirname "$MAINSTAY")/examples/directory
-  [ -n "${BENCH_EXAMPLES:-}" ] || cargo build --release -q -p mainstay-vault --example directory
   rm -rf "$data" "$keys" "$WORK/vault-alone" "$WORK/restic"
   pg_up off
   fill_mix "$GB"
