@@ -90,7 +90,7 @@ impl Default for Rhythm {
     fn default() -> Self {
         Self {
             tick: Duration::from_secs(1),
-            refresh: Duration::from_secs(20),
+            refresh: Duration::from_secs(10),
             prune: Duration::from_secs(3600),
             retry: (Duration::from_secs(10), Duration::from_secs(900)),
             catch_up: Duration::from_secs(120),
@@ -193,6 +193,8 @@ pub async fn serve_once(config: Config) -> Once {
         if let Some(caught_up) = daemon.catch_up(of).await {
             once.note(&format!("log of {}", of.cluster.name), caught_up.map(|()| true));
         }
+        // Whether its log goes on is known for certain only now.
+        once.note(&format!("another snapshot of {}", of.cluster.name), daemon.snapshot_if_due(of, false).await);
     }
     daemon.stop_followers().await;
     once

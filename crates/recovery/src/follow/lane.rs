@@ -4,6 +4,7 @@
 //! where there is none, at the newest snapshot that the log does not yet lead from, or at the source's own end. What is lost is declared
 //! as a hole, and a snapshot is asked for.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant as Monotonic};
 
@@ -22,7 +23,7 @@ use crate::Protected;
 
 /// The shortest and the longest pause before the next link.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
-const PAUSE_MAX: Duration = Duration::from_secs(10);
+const PAUSE_MAX: Duration = Duration::from_secs(4);
 /// How often a link that brings nothing but errors that no repetition mends is tried before its log is given up.
 const HOPELESS_MAX: u32 = 5;
 /// How often is looked for a snapshot that is waited for.
@@ -50,6 +51,8 @@ struct State {
     spool: Option<Arc<Spool>>,
     vaulted: Option<watch::Receiver<Vaulted>>,
     vault_complete_to: Option<Instant>,
+    /// Whether the present link has brought a word.
+    linked: Arc<AtomicBool>,
 }
 
 /// Why a turn at following ended.
@@ -81,8 +84,14 @@ impl LaneFollower {
     pub fn status(&self) -> LaneStatus {
         let state = self.state();
         let vaulted = state.vaulted.as_ref().map(|vaulted| vaulted.borrow().clone()).unwrap_or_default();
+        let is_linked = state.linked.load(Ordering::Relaxed);
+        let (phase, error) = match &state.phase {
+            Phase::Following if is_linked => (Phase::Following, None),
+            Phase::Following => (Phase::Starting, state.error.clone()),
+            other => (other.clone(), state.error.clone()),
+        };
         LaneStatus {
-            phase: state.phase.clone(),
+            phase,
             generation: state.generation,
             spool_end: state.spool.as_ref().and_then(|spool| spool.last_place()),
             spool_complete_to: state.spool.as_ref().and_then(|spool| spool.complete_to()),
@@ -92,7 +101,7 @@ impl LaneFollower {
             vaulted_bytes: vaulted.bytes,
             holes: vaulted.holes,
             failures: state.failures + vaulted.failures,
-            error: state.error.clone().or(vaulted.error),
+            error: error.or(vaulted.error),
             wants_snapshot: state.wanted.clone(),
         }
     }
@@ -296,6 +305,7 @@ impl LaneFollower {
             }
             let Some(end) = spool.end() else { continue };
             let from = rewound.clone().unwrap_or_else(|| end.clone());
+            let linked = self.link();
             let sink = Sink {
                 vault: self.of.vault.clone(),
                 incarnation: self.incarnation.clone(),
@@ -303,8 +313,8 @@ impl LaneFollower {
                 spool: spool.clone(),
                 vaulted: vaulted.clone(),
                 rewound: Mutex::new(rewound.clone()),
+                linked,
             };
-            self.set(Phase::Following, None);
             let error = match follow.follow(&self.of.access, &self.lane, &from, &sink).await {
                 Ok(never) => match never {},
                 Err(error) => error,
@@ -476,6 +486,14 @@ impl LaneFollower {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A link is tried. What was wrong with the one before stays to be seen until it brings a word.
+    fn link(&self) -> Arc<AtomicBool> {
+        let mut state = self.state();
+        state.phase = Phase::Following;
+        state.linked = Arc::default();
+        state.linked.clone()
     }
 
     fn set(&self, phase: Phase, error: Option<String>) {

@@ -1,5 +1,6 @@
 //! What an adapter hands its log to: the spool, without ever blocking the tasks of others, and waiting where there is no room.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -28,6 +29,8 @@ pub(super) struct Sink {
     /// Set while the link follows from a place before the spool's end, where the history branched: what lies behind that place is not
     /// on the source's history, and is not to be acknowledged to it.
     pub rewound: Mutex<Option<Place>>,
+    /// Set at the first word from the source.
+    pub linked: Arc<AtomicBool>,
 }
 
 #[async_trait]
@@ -38,6 +41,7 @@ impl LogSink for Sink {
     }
 
     async fn append_counted(&self, chunk: Chunk, end: Offset) -> Result<()> {
+        self.linked.store(true, Ordering::Relaxed);
         self.wait_for_room().await?;
         if self.spool.append(&chunk, end)? {
             self.flush().await?;
@@ -64,6 +68,7 @@ impl LogSink for Sink {
     }
 
     async fn beat(&self, at: &Place, time: Bracket) -> Result<()> {
+        self.linked.store(true, Ordering::Relaxed);
         // A beat says that all below it is here; it must not say so of what a crash would take back.
         if self.spool.durable().borrow().as_ref() != Some(at) {
             self.flush().await?;

@@ -42,7 +42,7 @@ impl Default for Pace {
     fn default() -> Self {
         Self {
             tail_every: Duration::from_secs(2),
-            beat_every: Duration::from_secs(5),
+            beat_every: Duration::from_secs(4),
             retry_max: Duration::from_secs(10),
             keep_sealed: Duration::from_secs(120),
             stop_within: Duration::from_secs(20),
