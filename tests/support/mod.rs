@@ -58,10 +58,6 @@ impl Fleet {
         self.dir.path()
     }
 
-    pub fn home(&self) -> PathBuf {
-        self.dir.path().join("home")
-    }
-
     pub fn vault(&self) -> PathBuf {
         self.dir.path().join("vault")
     }
