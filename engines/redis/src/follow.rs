@@ -36,6 +36,8 @@ const GATHER_BYTES: usize = 1024 * 1024;
 const SAMPLE_DEADLINE: Duration = Duration::from_secs(2);
 /// How often roles and owners are looked at.
 const WATCH_PERIOD: Duration = Duration::from_secs(1);
+/// How often a master that has other replicas is left for one of them, if one can serve us.
+const LEAVE_PERIOD: Duration = Duration::from_secs(10);
 /// What a late ping may be late by on a busy machine.
 const PING_SLACK: Duration = Duration::from_secs(3);
 /// How far a clock that could not be looked at is trusted to have gone on as ours did.
@@ -126,6 +128,7 @@ impl Follow for Redis {
             floor: known.and_then(|known| known.seen).unwrap_or(Instant::MIN),
             last: None,
             getack: false,
+            leaving: Tick::now(),
         };
         // In the midst of a command there is none to be given, but a segment begins here all the same.
         follower.carry = follower.state_here().or_else(|| Some(carry::UNKNOWN.to_owned()));
@@ -213,6 +216,8 @@ struct Follower<'a> {
     last: Option<(Sample, Tick)>,
     /// The server wants an acknowledgement.
     getack: bool,
+    /// When it was last asked whether a replica can be followed instead of the master.
+    leaving: Tick,
 }
 
 impl Follower<'_> {
@@ -447,7 +452,25 @@ impl Follower<'_> {
         if self.from_master {
             // We are one of them.
             self.link.acks().withhold(state.replicas > 1);
+            if state.replicas > 1 && self.leaving.elapsed() >= LEAVE_PERIOD {
+                self.leaving = Tick::now();
+                self.leave_for_replica().await?;
+            }
         }
         Ok(())
+    }
+
+    /// Ends the link if a replica can be followed by now: what a master is not told to the last byte, it waits for when it shuts down.
+    async fn leave_for_replica(&self) -> Result<()> {
+        let Ok(topology) = Topology::look(self.access).await else { return Ok(()) };
+        let Ok(shard) = topology.shard(self.lane) else { return Ok(()) };
+        let here = Place { epoch: self.epoch.clone(), offset: self.end.into() };
+        match choose(&topology, shard, &here) {
+            Some(index) if index != shard.master => Err(Error::new(
+                Kind::Unreachable,
+                format!("follow {}: {} can be followed instead", self.node, topology.nodes[index].name),
+            )),
+            _ => Ok(()),
+        }
     }
 }

@@ -37,6 +37,9 @@ const CATCH_UP_DEADLINE: Duration = Duration::from_secs(10);
 /// Pieces on their way from the link to the vault, of at most 256 KiB.
 const PIECES: usize = 16;
 
+/// The file that users are in.
+pub(crate) const USERS: &str = "users.acl";
+
 /// What the adapter wants to find again at restore.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Meta {
@@ -282,8 +285,7 @@ async fn store_beside(topology: &Topology, sink: &Arc<dyn SnapshotSink>) -> Resu
         .filter(|pair| !secret.contains(&pair[0].as_str()))
         .map(|pair| (pair[0].clone(), pair[1].clone().into()))
         .collect();
-    let files =
-        [("users.acl", users.join("\n")), ("settings.json", serde_json::Value::from(settings).to_string())];
+    let files = [(USERS, users.join("\n")), ("settings.json", serde_json::Value::from(settings).to_string())];
     let sink = Arc::clone(sink);
     let put = move || {
         for (path, content) in files {

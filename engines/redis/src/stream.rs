@@ -105,7 +105,9 @@ pub struct Splitter {
     line: Vec<u8>,
     argument_count: u64,
     arguments_left: u64,
+    /// Buffers that are used again for each command; the first `kept` of them are this one's.
     arguments: Vec<Vec<u8>>,
+    kept: usize,
     current_kept: bool,
 }
 
@@ -123,6 +125,7 @@ impl Splitter {
             argument_count: 0,
             arguments_left: 0,
             arguments: Vec::new(),
+            kept: 0,
             current_kept: false,
         }
     }
@@ -146,8 +149,8 @@ impl Splitter {
     /// The name of the command that has not ended, as soon as it is known.
     pub fn unfinished(&self) -> Option<&[u8]> {
         // A name is whole once another argument, or its own line end, has begun.
-        let whole = self.arguments.len() > 1 || matches!(self.state, State::BulkEnd { .. } | State::BulkLine);
-        self.arguments.first().filter(|_| whole && self.state != State::Idle).map(Vec::as_slice)
+        let whole = self.kept > 1 || matches!(self.state, State::BulkEnd { .. } | State::BulkLine);
+        self.arguments[..self.kept].first().filter(|_| whole && self.state != State::Idle).map(Vec::as_slice)
     }
 
     /// Whether the last byte fed ended a command.
@@ -184,7 +187,7 @@ impl Splitter {
             State::Failed(ref error) => Err(error.clone()),
             State::Idle => {
                 self.line.clear();
-                self.arguments.clear();
+                self.kept = 0;
                 self.argument_count = 0;
                 self.state = State::Line;
                 Ok(0)
@@ -272,9 +275,10 @@ impl Splitter {
                 continue;
             }
             self.argument_count += 1;
-            if self.arguments.len() < ARGUMENTS_KEPT {
-                let kept = word.len().min(ARGUMENT_BYTES_KEPT);
-                self.arguments.push(word[..kept].to_vec());
+            if self.kept < ARGUMENTS_KEPT {
+                let cut = word.len().min(ARGUMENT_BYTES_KEPT);
+                let argument = next_buffer(&mut self.arguments, &mut self.kept);
+                argument.extend_from_slice(&word[..cut]);
             }
         }
         self.arguments_left = 0;
@@ -290,9 +294,9 @@ impl Splitter {
                 Err(self.error("a bulk string larger than a terabyte"))
             }
             Some(length) => {
-                self.current_kept = self.arguments.len() < ARGUMENTS_KEPT;
+                self.current_kept = self.kept < ARGUMENTS_KEPT;
                 if self.current_kept {
-                    self.arguments.push(Vec::new());
+                    next_buffer(&mut self.arguments, &mut self.kept);
                 }
                 self.state = if length == 0 {
                     State::BulkEnd { seen_cr: false }
@@ -308,7 +312,7 @@ impl Splitter {
         if !self.current_kept {
             return;
         }
-        if let Some(argument) = self.arguments.last_mut() {
+        if let Some(argument) = self.arguments[..self.kept].last_mut() {
             let room = ARGUMENT_BYTES_KEPT - argument.len();
             argument.extend_from_slice(&bytes[..room.min(bytes.len())]);
         }
@@ -325,7 +329,7 @@ impl Splitter {
             start: self.command_start,
             end: self.offset,
             argument_count: self.argument_count,
-            arguments: &self.arguments,
+            arguments: &self.arguments[..self.kept],
         };
         if command.is("SELECT") {
             let db = command
@@ -354,6 +358,17 @@ impl Splitter {
     fn error(&self, reason: &'static str) -> StreamError {
         StreamError { offset: self.offset, reason }
     }
+}
+
+/// An empty buffer behind those that are in use.
+fn next_buffer<'a>(buffers: &'a mut Vec<Vec<u8>>, used: &mut usize) -> &'a mut Vec<u8> {
+    if buffers.len() == *used {
+        buffers.push(Vec::new());
+    }
+    let buffer = &mut buffers[*used];
+    buffer.clear();
+    *used += 1;
+    buffer
 }
 
 /// A decimal number with an optional sign and nothing else, as Redis's `string2ll` takes it.
