@@ -2,6 +2,7 @@
 
 mod conformance;
 mod failover;
+mod faults;
 mod follow;
 mod hold;
 mod kit;
