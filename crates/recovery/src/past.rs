@@ -262,14 +262,15 @@ impl Stream {
             let newest = self.lines.iter().flat_map(|l| &l.runs).filter_map(|r| r.complete_to).max();
             return newest.is_none_or(|newest| newest < at.latest).then_some(alone);
         };
-        let newest = self.lines.last() == Some(line);
+        let newest = self.lines.last().is_some_and(|last| std::ptr::eq(last, line));
         let Some(run) = line.run_from(place) else {
             // The log up to the snapshot may still be on its way.
             let last = line.runs.last().map(|run| &run.last);
             let is_open = newest && last.is_some_and(|last| line.is_at_or_below(last, place) == Some(true));
             return Some(Reach { is_open, ended: alone.ended.filter(|_| !is_open), ..alone });
         };
-        let is_open = newest && line.runs.last() == Some(run) && run.ended.is_none();
+        let is_last = line.runs.last().is_some_and(|last| std::ptr::eq(last, run));
+        let is_open = newest && is_last && run.ended.is_none();
         let to = run.complete_to.map_or(at.latest, |to| to.max(at.latest));
         Some(Reach { to, ended: run.ended.clone(), is_open })
     }

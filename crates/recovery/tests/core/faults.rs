@@ -269,8 +269,9 @@ async fn two_hundred_random_moments_lose_nothing() {
         let now = window(&of).await.unwrap();
         let (from, to) = (now.from.unwrap(), now.to.unwrap());
         let after = format!("moment {moment}, {what:?}");
-        assert!(now.holes.is_empty() && now.damaged.is_empty(), "{after}: {now:?}");
         let past = Catalogue::load(&of.vault).await.unwrap().past;
+        // Log that is only late, however slow this machine is, is none.
+        assert!(past.holes(Instant::MIN).is_empty() && now.damaged.is_empty(), "{after}: {now:?}");
         for one in &known {
             assert!(from <= *one && *one <= to, "{after}: {one} is no longer in {now:?}");
             assert!(!past.for_time(*one).is_empty(), "{after}: {one} is no longer had");

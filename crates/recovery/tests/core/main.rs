@@ -2,7 +2,6 @@
 
 mod fake;
 mod faults;
-
 mod lab;
 mod local;
 mod paths;
