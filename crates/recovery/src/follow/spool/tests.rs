@@ -342,3 +342,52 @@ proptest! {
         }
     }
 }
+
+/// A file system of a few pages, where this process may mount one.
+struct Tiny(tempfile::TempDir);
+
+impl Tiny {
+    fn mount() -> Option<Self> {
+        let dir = tempfile::tempdir().unwrap();
+        let mut mount = std::process::Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", "size=128k", "tmpfs"]).arg(dir.path());
+        let mounted = mount.stderr(std::process::Stdio::null()).status().is_ok_and(|status| status.success());
+        mounted.then_some(Self(dir))
+    }
+}
+
+impl Drop for Tiny {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg("-l").arg(self.0.path()).status();
+    }
+}
+
+#[test]
+fn a_disk_without_space_is_survived_and_what_waited_is_written_when_there_is_some() {
+    // Only the superuser can make a disk that is truly full; the limit that everybody else meets is tried elsewhere.
+    let Some(tiny) = Tiny::mount() else { return };
+    let ballast = tiny.0.path().join("ballast");
+    std::fs::write(&ballast, vec![0; 40 << 10]).unwrap();
+    let dir = tiny.0.path().join("spool");
+    let spool = open(&dir);
+    spool.begin(Place::new("1", 0)).unwrap();
+    let mut end = 0;
+    let full = loop {
+        put(&spool, &chunk("1", end, 1000, Some(""))).unwrap();
+        end += 1000;
+        match spool.flush() {
+            Ok(durable) => assert_eq!(durable, Some(Place::new("1", end))),
+            Err(e) => break e,
+        }
+        assert!(end < 1_000_000);
+    };
+    assert_eq!(full.kind, Kind::SpoolFull);
+    assert_eq!(content(&spool, "1"), Some((0, end - 1000)));
+    put(&spool, &chunk("1", end, 1000, Some(""))).unwrap();
+    assert_eq!(spool.flush().unwrap_err().kind, Kind::SpoolFull);
+    std::fs::remove_file(ballast).unwrap();
+    assert_eq!(spool.flush().unwrap(), Some(Place::new("1", end + 1000)));
+    assert_eq!(content(&spool, "1"), Some((0, end + 1000)));
+    drop(spool);
+    assert_eq!(open(&dir).end(), Some(Place::new("1", end + 1000)));
+}
