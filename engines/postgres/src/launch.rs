@@ -177,6 +177,8 @@ pub(crate) async fn start_node(
         return Ok(());
     }
     let mut settings = kept(node)?;
+    // What the fleet file says now goes before what a restore once found; in a sandbox nothing goes before being quiet.
+    settings.retain(|(name, _)| layout.sandbox || !layout.cluster.config.contains_key(name));
     settings.extend(last.iter().cloned());
     write_files(layout, node, role, &settings, config::HBA)?;
     start_server(layout, node, host).await

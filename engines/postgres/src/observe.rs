@@ -74,6 +74,18 @@ async fn look(access: &Access, node: &NodeAccess, standing: &Standing, view: &mu
         let message = "max_slot_wal_keep_size is -1: log that a slot keeps may fill the disk; set a limit";
         view.findings.push(finding(Some(node), Severity::Warning, message.into()));
     }
+    let here = access.nodes.iter().filter(|node| node.data_dir.is_some()).count();
+    if !standing.in_recovery && here > 1 {
+        let query = "SELECT spcname FROM pg_tablespace WHERE pg_tablespace_location(oid) LIKE '/%'";
+        for row in connect::rows(&standing.sql, what, query).await? {
+            let message = format!(
+                "tablespace {} lies in one directory for all nodes of this machine: they overwrite each other's files; \
+                 move its tables back and drop it",
+                row.get(0).unwrap_or("")
+            );
+            view.findings.push(finding(Some(node), Severity::Critical, message));
+        }
+    }
     let slot = connect::quote_text(&connect::slot(access));
     let query = format!("SELECT wal_status FROM pg_replication_slots WHERE slot_name = {slot}");
     let slots = connect::rows(&standing.sql, what, &query).await?;

@@ -43,7 +43,9 @@ fn find_in(
         if epochs.last().is_some_and(|(_, epoch)| *epoch != segment.first.epoch) {
             epochs.push((start.max(begin), segment.first.epoch.clone()));
         }
-        if is_skipped(&wanted, segments, index) || segments.len() - index > tail {
+        let later =
+            matches!(wanted, Wanted::Time(at) if finder.is_beyond() && segment.bracket.earliest.0 > at);
+        if later || is_skipped(&wanted, segments, index) || segments.len() - index > tail {
             scanner = None;
             continue;
         }

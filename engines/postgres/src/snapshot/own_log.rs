@@ -191,7 +191,8 @@ impl Fetch {
         scanned.map_err(|error| Error::new(Kind::Damaged, "read the snapshot's own log").source(error))?;
         // Only the newest few can lie beyond an end that is not known yet; keep the list short.
         if self.commits.len() > 10_000 {
-            self.commits.drain(..5_000);
+            let old = self.commits.drain(..5_000).map(|(_, time_us)| Instant(time_us)).max();
+            self.last_commit = self.last_commit.max(old);
         }
         while !bytes.is_empty() {
             let left = self.segment_size - self.at.0 % self.segment_size;

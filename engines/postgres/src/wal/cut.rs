@@ -118,6 +118,11 @@ impl Finder {
         }
     }
 
+    /// Whether the log is beyond the wanted time here: a stretch of it that is all later changes nothing.
+    pub fn is_beyond(&self) -> bool {
+        self.above
+    }
+
     fn cross(&mut self, at_us: i64, start: Lsn, time_us: Option<i64>) {
         let Some(time_us) = time_us else { return };
         if time_us > at_us && !self.above {
