@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant as Monotonic};
 
-use mainstay_engine::{Progress, SnapshotOptions, Way};
+use mainstay_engine::{Progress, Role, SnapshotOptions, Way};
 use mainstay_model::{Instant, Position};
 use mainstay_vault::SnapshotRecord;
 
@@ -100,13 +100,20 @@ pub async fn backup(
 /// The life that the cluster's data is in now: the engine's own name for it, or the one that the runtime minted.
 ///
 /// # Errors
-/// What the engine says; `Invalid` where neither has one.
+/// What the engine says; `Invalid` where neither has one, and while no node answers.
 pub async fn incarnation(of: &Protected) -> Result<String> {
     let cluster = of.cluster.name.as_str();
     if let Some(observe) = of.engine.observe() {
         let view = observe.observe(&of.access).await.doing(|| format!("look at {cluster}"))?;
         if let Some(own) = view.incarnation {
             return Ok(own);
+        }
+        // Of one that does not answer nobody knows whether it has a name of its own: the minted one would begin another life.
+        if !view.nodes.is_empty() && view.nodes.iter().all(|node| node.role == Role::Down) {
+            return Err(Error::Invalid {
+                what: format!("no node of {cluster} answers"),
+                hint: Some(format!("see `mainstay status` for whether {cluster} runs")),
+            });
         }
     }
     of.incarnation.clone().ok_or_else(|| Error::Invalid {
