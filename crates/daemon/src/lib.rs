@@ -194,7 +194,10 @@ pub async fn serve_once(config: Config) -> Once {
             once.note(&format!("log of {}", of.cluster.name), caught_up.map(|()| true));
         }
         // Whether its log goes on is known for certain only now.
-        once.note(&format!("another snapshot of {}", of.cluster.name), daemon.snapshot_if_due(of, false).await);
+        once.note(
+            &format!("another snapshot of {}", of.cluster.name),
+            daemon.snapshot_if_due(of, false).await,
+        );
     }
     daemon.stop_followers().await;
     once

@@ -85,7 +85,7 @@ pub(crate) fn render(daemon: &Daemon) -> String {
     for group in daemon.config.fleet.recovery_groups.values() {
         of_group(&mut page, daemon, group, now);
     }
-    of_runs(&mut page, &daemon.counters);
+    of_runs(&mut page, daemon);
     page.finish()
 }
 
@@ -264,8 +264,17 @@ fn of_group(page: &mut Page, daemon: &Daemon, group: &mainstay_model::RecoveryGr
     }
 }
 
-fn of_runs(page: &mut Page, counters: &Counters) {
-    let counts = lock(&counters.0).clone();
+fn of_runs(page: &mut Page, daemon: &Daemon) {
+    let mut counts = lock(&daemon.counters.0).clone();
+    // What never ran is 0, not missing: an increase is what alerts look for.
+    for cluster in daemon.kept() {
+        for kind in ["snapshot", "proof", "prune"] {
+            counts.entry((kind, cluster.name.to_string())).or_default();
+        }
+    }
+    for group in daemon.config.fleet.recovery_groups.keys() {
+        counts.entry(("point", group.to_string())).or_default();
+    }
     for ((kind, what), count) in &counts {
         let of = [("kind", *kind), ("what", what.as_str())];
         page.counter("mainstay_runs_total", "What was due and was done.", &of, count.done as f64);
@@ -342,6 +351,17 @@ impl Page {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_metric_is_explained() {
+        let told = include_str!("../../../docs/metrics.md");
+        let source = include_str!("metrics.rs").split("mod tests").next().unwrap();
+        let names: Vec<&str> = source.split('"').filter(|text| text.starts_with("mainstay_")).collect();
+        assert!(names.len() > 30);
+        for name in names {
+            assert!(told.contains(&format!("`{name}`")), "{name} is not in docs/metrics.md");
+        }
+    }
 
     #[test]
     fn samples_of_one_name_stand_together() {
