@@ -116,7 +116,8 @@ def main():
         took, spool = [], Spool(os.path.join(work, "home"), cluster)
         for n in range(samples):
             mark = f"mark-{os.getpid()}-{n}-{random.getrandbits(64):016x}"
-            write(mark)
+            # Twice, since a page's header or a record's may lie across one of them.
+            write(mark + "-" * 200 + mark)
             begun = time.monotonic()
             until(lambda: spool.has(mark.encode()))
             took.append(time.monotonic() - begun)

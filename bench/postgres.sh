@@ -75,8 +75,11 @@ fill_pgbench() { # fill_pgbench GB
 
 # Prose (words of the server's own manual, by their frequency), JSON, UUIDs, and random bytes: zstd 3 makes about a third of it.
 fill_mix() { # fill_mix GB
-  local rows copies=8
-  rows=$(awk -v gb="$1" -v copies=$copies 'BEGIN { printf "%d", gb * 1e9 / 1010 / copies }')
+  local rows noise copies=8
+  rows=$(awk -v gb="$1" -v copies=$copies 'BEGIN { printf "%d", gb * 1e9 / 1300 / copies }')
+  # 240 random bytes.
+  noise=$(printf ' || uuid_send(gen_random_uuid())%.0s' {1..15})
+  noise=${noise# || }
   say "a mix, $copies times $rows rows"
   sql "
     CREATE TABLE words AS SELECT row_number() OVER () AS n, w FROM
@@ -89,10 +92,10 @@ fill_mix() { # fill_mix GB
           jsonb_build_object('sku', 'SKU-' || (random() * 1e5)::int, 'quantity', (random() * 9)::int, 'gift', random() > 0.9),
           jsonb_build_object('sku', 'SKU-' || (random() * 1e5)::int, 'quantity', (random() * 9)::int, 'gift', random() > 0.9))),
       (SELECT string_agg(list[1 + 0 * (k + g) + floor(size * pow(random(), 3))::int], ' ') FROM generate_series(1, 60) AS k),
-      decode(md5(random()::text) || md5(random()::text) || md5(random()::text) || md5(random()::text), 'hex')
+      $noise
     FROM generate_series(1, $rows) AS g, (SELECT array_agg(w ORDER BY n) AS list, count(*) AS size FROM words) AS vocabulary;
     INSERT INTO mix SELECT id + k * $rows, gen_random_uuid(), doc || jsonb_build_object('token', md5(random()::text), 'customer', (random() * 1e6)::int),
-      substr(body, 1 + k * 17) || ' ' || substr(body, 1, k * 17), decode(md5(random()::text) || md5(random()::text) || md5(random()::text) || md5(random()::text), 'hex')
+      substr(body, 1 + k * 17) || ' ' || substr(body, 1, k * 17), $noise
     FROM mix, generate_series(1, $copies - 1) AS k;
     ALTER TABLE mix ADD PRIMARY KEY (id)"
   sql 'VACUUM ANALYZE mix'
