@@ -1,15 +1,23 @@
-//! `mainstay backup run CLUSTER`.
+//! `mainstay backup run CLUSTER`. A snapshot of it that somebody else takes just now (the daemon) is waited for, not failed at.
+
+use std::time::{Duration, Instant as Monotonic};
 
 use mainstay_api::BackupRun;
 use mainstay_engine::Way;
-use mainstay_recovery::snapshot;
+use mainstay_recovery::{Error, snapshot};
+use mainstay_vault::Error as VaultError;
 
 use super::{Cx, holder};
 use crate::args::{BackupRunArgs, WayArg};
-use crate::failure::Result;
+use crate::failure::{Failure, Result};
 use crate::printer::bytes;
 use crate::render::position;
 use crate::session::{Missing, Session};
+
+/// How long another snapshot of the same cluster is waited for.
+const WAIT_MAX: Duration = Duration::from_secs(30 * 60);
+/// How often it is looked whether that has ended.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 pub async fn run(cx: &Cx, args: &BackupRunArgs) -> Result {
     let session = Session::open(cx)?;
@@ -22,7 +30,28 @@ pub async fn run(cx: &Cx, args: &BackupRunArgs) -> Result {
         WayArg::Files => Way::Files,
     };
     let bar = cx.bar(format!("snapshot of {}", args.cluster));
-    let backup = snapshot::backup(&of, way, usize::from(args.jobs), &holder(), bar.clone()).await;
+    let began = Monotonic::now();
+    let mut told = false;
+    let backup = loop {
+        match snapshot::backup(&of, way, usize::from(args.jobs), &holder(), bar.clone()).await {
+            Err(Error::Vault { source: VaultError::Held { holder: by, .. }, .. })
+                if began.elapsed() < WAIT_MAX =>
+            {
+                if !told {
+                    cx.printer.say(format!(
+                        "{by} takes a snapshot of {} just now: waiting for its end",
+                        args.cluster
+                    ));
+                    told = true;
+                }
+                tokio::select! {
+                    () = tokio::time::sleep(LOOK_EVERY) => {}
+                    () = cx.stopped() => return Err(Failure::failed("cancelled", "stopped on request", "run it again")),
+                }
+            }
+            ended => break ended,
+        }
+    };
     bar.finish();
     let backup = backup?;
     let run = BackupRun {
