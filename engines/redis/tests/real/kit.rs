@@ -5,6 +5,7 @@ use std::net::{TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant as Tick};
 
@@ -419,10 +420,25 @@ fn owner() -> Option<RunAs> {
     Some(RunAs { uid: id("-u", &["redis"])?, gid: id("-g", &["redis"])? })
 }
 
-/// Ports that nobody has now and that a bus port above them would not leave the range.
+/// Ports that nobody has now, and that nobody is given while a server of ours is down: they lie below those that the system gives to
+/// whoever asks for any, and no two tests of this process get the same. Where they begin differs from process to process.
 fn free_ports(count: usize) -> Vec<u16> {
-    let listeners: Vec<TcpListener> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-    listeners.iter().map(|listener| listener.local_addr().unwrap().port()).collect()
+    const FIRST: u32 = 12_000;
+    const COUNT: u32 = 20_000;
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let begin = std::process::id().wrapping_mul(7919);
+    let mut ports = Vec::new();
+    for _ in 0..COUNT {
+        let next = NEXT.fetch_add(1, Ordering::Relaxed).wrapping_add(begin) % COUNT;
+        let port = u16::try_from(FIRST + next).unwrap();
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            ports.push(port);
+        }
+        if ports.len() == count {
+            return ports;
+        }
+    }
+    panic!("no {count} ports are free");
 }
 
 /// A client that speaks the protocol and nothing more. Panics on errors, unless asked not to.
