@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use mainstay_engine::{Engine, Host, Layout};
 use mainstay_engine_kit::conformance::{self, Content};
 
-use crate::kit::{Client, Fixture, Reply, Sandbox, Shape, Shared, TestHost, VERSIONS, until};
+use crate::kit::{Client, Fixture, Reply, Sandbox, Shape, Shared, TestHost, VERSIONS, at_once, until};
 
 struct Suite {
     fixture: Fixture,
@@ -91,7 +91,5 @@ impl conformance::Fixture for Suite {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_adapter_keeps_the_contract() {
-    for version in VERSIONS {
-        conformance::run(&Suite::new(version)).await;
-    }
+    at_once(VERSIONS, |version| async move { conformance::run(&Suite::new(version)).await }).await;
 }

@@ -4,66 +4,69 @@ use std::time::{Duration, Instant};
 
 use mainstay_engine::{Hold, Kind, LogSource, SnapshotSource};
 
-use crate::kit::{Client, ClusterClient, Fixture, Following, Leaked, Shape, VERSIONS};
+use crate::kit::{Client, ClusterClient, Fixture, Following, Leaked, Shape, VERSIONS, at_once};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn writes_wait_and_the_log_proves_it() {
-    for (version, shape) in [
+    let shapes = [
         (VERSIONS[0], Shape::Standalone),
         (VERSIONS[1], Shape::Standalone),
         (VERSIONS[0], Shape::Cluster(3, 0)),
-    ] {
-        let fixture = Leaked::new(Fixture::start(version, shape).await);
-        let snapshot = fixture.snapshot().await;
-        let following = Following::start(fixture.0, &snapshot.taken().position);
-        let ports: Vec<u16> = fixture.layout.nodes.iter().map(|node| node.ports[0]).collect();
-        let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
-        let writers: Vec<_> = (0..2)
-            .map(|writer| {
-                let (ports, stop) = (ports.clone(), std::sync::Arc::clone(&stop));
-                std::thread::spawn(move || {
-                    let mut client = ClusterClient::new(&ports);
-                    let mut number = 0_u64;
-                    while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                        client.run(&["SET", &format!("{writer}-{}", number % 100), "x"]);
-                        number += 1;
-                    }
-                    number
-                })
+    ];
+    at_once(shapes, writes_wait).await;
+}
+
+async fn writes_wait((version, shape): (&'static str, Shape)) {
+    let fixture = Leaked::new(Fixture::start(version, shape).await);
+    let snapshot = fixture.snapshot().await;
+    let following = Following::start(fixture.0, &snapshot.taken().position);
+    let ports: Vec<u16> = fixture.layout.nodes.iter().map(|node| node.ports[0]).collect();
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let writers: Vec<_> = (0..2)
+        .map(|writer| {
+            let (ports, stop) = (ports.clone(), std::sync::Arc::clone(&stop));
+            std::thread::spawn(move || {
+                let mut client = ClusterClient::new(&ports);
+                let mut number = 0_u64;
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    client.run(&["SET", &format!("{writer}-{}", number % 100), "x"]);
+                    number += 1;
+                }
+                number
             })
-            .collect();
-        for _ in 0..3 {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            let held = fixture.redis.hold(&fixture.access(), Duration::from_secs(20)).await.unwrap();
-            let marked = held.marked().clone();
-            // Long enough for pings to come.
-            tokio::time::sleep(Duration::from_millis(1500)).await;
-            let released = held.release().await.unwrap();
-            assert_eq!(released.broken, None);
-            assert!(released.stall >= Duration::from_millis(1500));
-            following.wait_for(&released.position).await;
-            let log = following.log.source(1);
-            let mut pinged = false;
-            for (lane, from) in &marked.position.0 {
-                let to = released.position.get(lane).unwrap();
-                let bytes = between(&log, lane, from.offset.low(), to.offset.low());
-                pinged |= !bytes.is_empty();
-                assert!(fixture.redis.is_quiet(lane, "?", &bytes), "{}", String::from_utf8_lossy(&bytes));
-            }
-            // From 7.2 on a master sends none while its writes are held.
-            assert!(pinged || version != VERSIONS[0], "no ping came in a second and a half");
-        }
-        stop.store(true, std::sync::atomic::Ordering::Relaxed);
-        for writer in writers {
-            assert!(writer.join().unwrap() > 10);
-        }
-        // Without a hold there is no quiet.
-        let lane = following.log.source(1).lanes()[0].clone();
-        let from = snapshot.taken().position.get(&lane).unwrap().offset.low();
+        })
+        .collect();
+    for _ in 0..2 {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let held = fixture.redis.hold(&fixture.access(), Duration::from_secs(20)).await.unwrap();
+        let marked = held.marked().clone();
+        // Long enough for pings to come.
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        let released = held.release().await.unwrap();
+        assert_eq!(released.broken, None);
+        assert!(released.stall >= Duration::from_millis(1500));
+        following.wait_for(&released.position).await;
         let log = following.log.source(1);
-        let to = log.segments(&lane).last().unwrap().last.offset.low();
-        assert!(!fixture.redis.is_quiet(&lane, "?", &between(&log, &lane, from, to)));
+        let mut pinged = false;
+        for (lane, from) in &marked.position.0 {
+            let to = released.position.get(lane).unwrap();
+            let bytes = between(&log, lane, from.offset.low(), to.offset.low());
+            pinged |= !bytes.is_empty();
+            assert!(fixture.redis.is_quiet(lane, "?", &bytes), "{}", String::from_utf8_lossy(&bytes));
+        }
+        // From 7.2 on a master sends none while its writes are held.
+        assert!(pinged || version != VERSIONS[0], "no ping came in a second and a half");
     }
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    for writer in writers {
+        assert!(writer.join().unwrap() > 10);
+    }
+    // Without a hold there is no quiet.
+    let lane = following.log.source(1).lanes()[0].clone();
+    let from = snapshot.taken().position.get(&lane).unwrap().offset.low();
+    let log = following.log.source(1);
+    let to = log.segments(&lane).last().unwrap().last.offset.low();
+    assert!(!fixture.redis.is_quiet(&lane, "?", &between(&log, &lane, from, to)));
 }
 
 fn between(log: &dyn LogSource, lane: &mainstay_model::Lane, from: u64, to: u64) -> Vec<u8> {

@@ -557,6 +557,19 @@ impl Client {
     }
 }
 
+/// Runs the same for several things at once, each as a task of its own: servers spend their time waiting.
+pub async fn at_once<T, F>(things: impl IntoIterator<Item = T>, run: impl Fn(T) -> F)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let tasks: Vec<_> = things.into_iter().map(|thing| tokio::spawn(run(thing))).collect();
+    for task in tasks {
+        if let Err(error) = task.await {
+            std::panic::resume_unwind(error.into_panic());
+        }
+    }
+}
+
 /// Waits until a condition holds.
 pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let begun = Tick::now();

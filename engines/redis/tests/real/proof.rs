@@ -2,7 +2,7 @@
 
 use mainstay_engine::{Content, Kind, Mark, Prove, SnapshotSource, Ttl};
 
-use crate::kit::{Fixture, Following, Leaked, Sandbox, Shape, VERSIONS, until, write_all_kinds};
+use crate::kit::{Fixture, Following, Leaked, Sandbox, Shape, VERSIONS, at_once, until, write_all_kinds};
 
 async fn content(fixture: &Fixture, sandbox: &Sandbox) -> Vec<Content> {
     fixture.redis.content(&sandbox.layout.access()).await.unwrap()
@@ -10,55 +10,56 @@ async fn content(fixture: &Fixture, sandbox: &Sandbox) -> Vec<Content> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_instant_from_two_snapshots_has_one_content() {
-    for (version, shape) in [
+    let shapes = [
         (VERSIONS[0], Shape::Standalone),
         (VERSIONS[1], Shape::Standalone),
         (VERSIONS[0], Shape::Cluster(3, 0)),
-    ] {
-        let fixture = Leaked::new(Fixture::start(version, shape).await);
-        let ports: Vec<u16> = fixture.layout.nodes.iter().map(|node| node.ports[0]).collect();
-        let mut client = crate::kit::ClusterClient::new(&ports);
-        if shape == Shape::Standalone {
-            write_all_kinds(&mut fixture.client(0), "first");
-        }
-        for number in 0..200 {
-            client.run(&["SET", &format!("mortal-{number}"), "x", "PX", "1500"]);
-        }
-        let first = fixture.snapshot().await;
-        let following = Following::start(fixture.0, &first.taken().position);
-        for number in 50..100 {
-            client.run(&["PERSIST", &format!("mortal-{number}")]);
-        }
-        let second = fixture.snapshot().await;
-        client.run(&["SET", "late", "x"]);
-        let marked = Mark::mark(&fixture.redis, &fixture.access(), "m").await.unwrap();
-        client.run(&["SET", "later", "x"]);
-        let later = Mark::mark(&fixture.redis, &fixture.access(), "m").await.unwrap();
-        until("keys to die", || client.run(&["EXISTS", "mortal-1"]).int() == 0).await;
-        following.wait_for(&later.position).await;
-        let log = following.log.source(1000);
-        let mut contents = Vec::new();
-        for (snapshot, marked) in [(&first, &marked), (&second, &marked), (&second, &later)] {
-            let (sandbox, _) = fixture
-                .restore(snapshot, &log, &marked.position, marked.at.latest, Ttl::Shift)
-                .await
-                .unwrap();
-            // Also when keys have died meanwhile.
-            tokio::time::sleep(std::time::Duration::from_millis(1600)).await;
-            contents.push(content(&fixture, &sandbox).await);
-            let checks = fixture.redis.integrity(&sandbox.layout, &*sandbox.host, snapshot).await.unwrap();
-            assert!(
-                checks.len() >= sandbox.layout.nodes.len() && checks.iter().all(|check| check.passed()),
-                "{checks:?}"
-            );
-            // A write is seen.
-            let ports: Vec<u16> = sandbox.layout.nodes.iter().map(|node| node.ports[0]).collect();
-            crate::kit::ClusterClient::new(&ports).run(&["SET", "more", "x"]);
-            assert_ne!(content(&fixture, &sandbox).await, *contents.last().unwrap());
-        }
-        assert_eq!(contents[0], contents[1]);
-        assert_ne!(contents[1], contents[2]);
+    ];
+    at_once(shapes, crossed).await;
+}
+
+async fn crossed((version, shape): (&'static str, Shape)) {
+    let fixture = Leaked::new(Fixture::start(version, shape).await);
+    let ports: Vec<u16> = fixture.layout.nodes.iter().map(|node| node.ports[0]).collect();
+    let mut client = crate::kit::ClusterClient::new(&ports);
+    if shape == Shape::Standalone {
+        write_all_kinds(&mut fixture.client(0), "first");
     }
+    for number in 0..200 {
+        client.run(&["SET", &format!("mortal-{number}"), "x", "PX", "1500"]);
+    }
+    let first = fixture.snapshot().await;
+    let following = Following::start(fixture.0, &first.taken().position);
+    for number in 50..100 {
+        client.run(&["PERSIST", &format!("mortal-{number}")]);
+    }
+    let second = fixture.snapshot().await;
+    client.run(&["SET", "late", "x"]);
+    let marked = Mark::mark(&fixture.redis, &fixture.access(), "m").await.unwrap();
+    client.run(&["SET", "later", "x"]);
+    let later = Mark::mark(&fixture.redis, &fixture.access(), "m").await.unwrap();
+    until("keys to die", || client.run(&["EXISTS", "mortal-1"]).int() == 0).await;
+    following.wait_for(&later.position).await;
+    let log = following.log.source(1000);
+    let mut contents = Vec::new();
+    for (snapshot, marked) in [(&first, &marked), (&second, &marked), (&second, &later)] {
+        let (sandbox, _) =
+            fixture.restore(snapshot, &log, &marked.position, marked.at.latest, Ttl::Shift).await.unwrap();
+        // Also when keys have died meanwhile.
+        tokio::time::sleep(std::time::Duration::from_millis(1600)).await;
+        contents.push(content(&fixture, &sandbox).await);
+        let checks = fixture.redis.integrity(&sandbox.layout, &*sandbox.host, snapshot).await.unwrap();
+        assert!(
+            checks.len() >= sandbox.layout.nodes.len() && checks.iter().all(|check| check.passed()),
+            "{checks:?}"
+        );
+        // A write is seen.
+        let ports: Vec<u16> = sandbox.layout.nodes.iter().map(|node| node.ports[0]).collect();
+        crate::kit::ClusterClient::new(&ports).run(&["SET", "more", "x"]);
+        assert_ne!(content(&fixture, &sandbox).await, *contents.last().unwrap());
+    }
+    assert_eq!(contents[0], contents[1]);
+    assert_ne!(contents[1], contents[2]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

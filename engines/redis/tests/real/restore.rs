@@ -7,7 +7,9 @@ use mainstay_engine::{
 };
 use mainstay_engine_kit::memory::MemoryLog;
 
-use crate::kit::{ClusterClient, Fixture, Following, Leaked, Reply, Shape, VERSIONS, write_all_kinds};
+use crate::kit::{
+    ClusterClient, Fixture, Following, Leaked, Reply, Shape, VERSIONS, at_once, write_all_kinds,
+};
 
 async fn round_trip(version: &str, shape: Shape) {
     let fixture = Leaked::new(Fixture::start_with(version, shape, &[]).await);
@@ -54,7 +56,7 @@ async fn a_master_with_replicas_comes_back_whole() {
     }
 }
 
-async fn cluster_round_trip(version: &str) {
+async fn cluster_round_trip(version: &'static str) {
     let fixture = Leaked::new(Fixture::start(version, Shape::Cluster(3, 1)).await);
     let ports: Vec<u16> = fixture.layout.nodes.iter().map(|node| node.ports[0]).collect();
     let mut cluster = ClusterClient::new(&ports[..3]);
@@ -94,58 +96,58 @@ async fn cluster_round_trip(version: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cluster_comes_back_whole() {
-    for version in VERSIONS {
-        cluster_round_trip(version).await;
-    }
+    at_once(VERSIONS, cluster_round_trip).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cluster_is_restored_in_its_own_place() {
-    for shape in [Shape::Replicated(1), Shape::Cluster(3, 1)] {
-        let fixture = Leaked::new(Fixture::start_with(VERSIONS[0], shape, &[("maxmemory", "100mb")]).await);
-        let ports: Vec<u16> = fixture.layout.nodes.iter().map(|node| node.ports[0]).collect();
-        let mut client = ClusterClient::new(&ports);
-        for number in 0..50 {
-            client.run(&["SET", &format!("key-{number}"), "before"]);
-        }
-        let snapshot = fixture.snapshot().await;
-        for number in 0..50 {
-            client.run(&["DEL", &format!("key-{number}")]);
-        }
-        Launch::stop(&fixture.redis, &fixture.layout, &*fixture.host).await.unwrap();
-        for node in &fixture.layout.nodes {
-            std::fs::rename(node.data(), node.dir.join("old")).unwrap();
-        }
-        let log = MemoryLog::new().source(1);
-        let job = RestoreJob {
-            layout: &fixture.layout,
-            host: &*fixture.host,
-            snapshot: &snapshot,
-            log: &log,
-            cut: &snapshot.taken().position,
-            at: snapshot.taken().at.latest,
-            ttl: Ttl::Absolute,
-            in_place: true,
-            jobs: 2,
-            progress: Arc::new(Quiet),
-        };
-        Restore::restore(&fixture.redis, &job).await.unwrap();
-        Replay::replay(&fixture.redis, &job).await.unwrap();
-        Launch::start(&fixture.redis, &fixture.layout, &*fixture.host).await.unwrap();
-        let view = Observe::observe(&fixture.redis, &fixture.access()).await.unwrap();
-        assert!(view.findings.is_empty(), "{:?}", view.findings);
-        let mut client = ClusterClient::new(&ports);
-        for number in 0..50 {
-            assert_eq!(client.run(&["GET", &format!("key-{number}")]).text(), "before");
-        }
-        let replicas = view.nodes.iter().filter(|node| node.role == Role::Replica).count();
-        assert_eq!(replicas, fixture.layout.nodes.len() - snapshot.taken().position.0.len());
-        assert_eq!(fixture.client(0).run(&["CONFIG", "GET", "maxmemory"]).texts()[1], "104857600");
-        // It survives a stop and a start.
-        Launch::stop(&fixture.redis, &fixture.layout, &*fixture.host).await.unwrap();
-        Launch::start(&fixture.redis, &fixture.layout, &*fixture.host).await.unwrap();
-        assert_eq!(ClusterClient::new(&ports).run(&["GET", "key-1"]).text(), "before");
+    at_once([Shape::Replicated(1), Shape::Cluster(3, 1)], in_place).await;
+}
+
+async fn in_place(shape: Shape) {
+    let fixture = Leaked::new(Fixture::start_with(VERSIONS[0], shape, &[("maxmemory", "100mb")]).await);
+    let ports: Vec<u16> = fixture.layout.nodes.iter().map(|node| node.ports[0]).collect();
+    let mut client = ClusterClient::new(&ports);
+    for number in 0..50 {
+        client.run(&["SET", &format!("key-{number}"), "before"]);
     }
+    let snapshot = fixture.snapshot().await;
+    for number in 0..50 {
+        client.run(&["DEL", &format!("key-{number}")]);
+    }
+    Launch::stop(&fixture.redis, &fixture.layout, &*fixture.host).await.unwrap();
+    for node in &fixture.layout.nodes {
+        std::fs::rename(node.data(), node.dir.join("old")).unwrap();
+    }
+    let log = MemoryLog::new().source(1);
+    let job = RestoreJob {
+        layout: &fixture.layout,
+        host: &*fixture.host,
+        snapshot: &snapshot,
+        log: &log,
+        cut: &snapshot.taken().position,
+        at: snapshot.taken().at.latest,
+        ttl: Ttl::Absolute,
+        in_place: true,
+        jobs: 2,
+        progress: Arc::new(Quiet),
+    };
+    Restore::restore(&fixture.redis, &job).await.unwrap();
+    Replay::replay(&fixture.redis, &job).await.unwrap();
+    Launch::start(&fixture.redis, &fixture.layout, &*fixture.host).await.unwrap();
+    let view = Observe::observe(&fixture.redis, &fixture.access()).await.unwrap();
+    assert!(view.findings.is_empty(), "{:?}", view.findings);
+    let mut client = ClusterClient::new(&ports);
+    for number in 0..50 {
+        assert_eq!(client.run(&["GET", &format!("key-{number}")]).text(), "before");
+    }
+    let replicas = view.nodes.iter().filter(|node| node.role == Role::Replica).count();
+    assert_eq!(replicas, fixture.layout.nodes.len() - snapshot.taken().position.0.len());
+    assert_eq!(fixture.client(0).run(&["CONFIG", "GET", "maxmemory"]).texts()[1], "104857600");
+    // It survives a stop and a start.
+    Launch::stop(&fixture.redis, &fixture.layout, &*fixture.host).await.unwrap();
+    Launch::start(&fixture.redis, &fixture.layout, &*fixture.host).await.unwrap();
+    assert_eq!(ClusterClient::new(&ports).run(&["GET", "key-1"]).text(), "before");
 }
 
 #[tokio::test(flavor = "multi_thread")]
