@@ -381,6 +381,9 @@ pub(crate) fn missing_before(objects: &[LogObject]) -> Vec<&LogObject> {
         if object.kind.lasts() {
             return before.any(|o| o.kind.lasts());
         }
+        // Behind a declared hole the log begins anew, and the beats that it began with go.
+        let hole = objects.iter().rfind(|o| o.kind == LogKind::Hole && o.sequence < object.sequence);
+        let mut before = before.filter(|o| hole.is_none_or(|hole| o.sequence > hole.sequence));
         let reaches = |o: &LogObject| {
             o.segment.first.epoch == first.epoch
                 && o.segment.first.offset < first.offset

@@ -19,7 +19,16 @@ pub async fn run(cx: &Cx, args: &VerifyArgs) -> Result {
     let bar = cx.bar("verify");
     let mut vaults = std::collections::BTreeSet::new();
     for cluster in session.backed_up(session.select(&[])?) {
-        let of = session.protected(cluster, Missing::Fail).await?;
+        let of = match session.protected(cluster, Missing::Fail).await {
+            // Of a vault that cannot even be opened that is the verdict, and no failure to judge.
+            Err(failure) if failure.code == "vault-damaged" => {
+                let object = failure.message.split('`').nth(1).unwrap_or("format.json").to_owned();
+                found.damaged.push(Damaged { object, reason: failure.message, snapshots: Vec::new() });
+                seen = true;
+                continue;
+            }
+            opened => opened?,
+        };
         if let Some(id) = &args.snapshot {
             let (records, damaged) = of.vault.snapshots_and_damaged().await?;
             if !records.iter().any(|r| r.id == *id)
