@@ -5,6 +5,10 @@ use std::time::Duration;
 use mainstay_model::{Instant, Schedule};
 use mainstay_recovery::follow::Wanted;
 
+/// No more snapshots than this are taken within that time because a log asks for them.
+const WANTED_MAX: usize = 3;
+const WANTED_WITHIN: Duration = Duration::from_secs(600);
+
 /// Why a snapshot is due now; `None` if it is not. `begun` are the times at which the finished snapshots were begun.
 pub fn snapshot(
     begun: &[Instant],
@@ -16,7 +20,9 @@ pub fn snapshot(
     let Some(newest) = begun.iter().max() else {
         return (is_followed || schedule.is_some()).then(|| "there is none".to_owned());
     };
-    if let Some(wanted) = wanted.filter(|wanted| *newest < wanted.since) {
+    // A log that is lost again and again must not keep the source busy with snapshots.
+    let lately = begun.iter().filter(|at| now.since(**at) < WANTED_WITHIN && **at <= now).count();
+    if let Some(wanted) = wanted.filter(|wanted| *newest < wanted.since && lately < WANTED_MAX) {
         return Some(wanted.reason.replace('-', " "));
     }
     scheduled(schedule, *newest, now).then(|| "it is scheduled".to_owned())
@@ -94,6 +100,9 @@ mod tests {
             Some("log gone"),
         );
         check(&[at("10_03:00:01")], Some(&schedule), true, Some(&wanted(at("10_03:00:00"))), None);
+        let lately = ["10_11:55:00", "10_11:57:00", "10_11:58:00"].map(at);
+        check(&lately, None, true, Some(&wanted(at("10_11:59:00"))), None);
+        check(&lately[..2], None, true, Some(&wanted(at("10_11:59:00"))), Some("log gone"));
     }
 
     #[test]

@@ -345,7 +345,8 @@ impl LaneFollower {
                     let since = *full_since.get_or_insert_with(Monotonic::now);
                     self.wait_for_room(follow, spool, since).await;
                 }
-                Kind::Invalid | Kind::Damaged | Kind::OutOfLog | Kind::Unsupported if !moved => {
+                // Where nothing came yet there is nothing to give up, and another snapshot would help no more than the last.
+                Kind::Invalid | Kind::Damaged | Kind::OutOfLog | Kind::Unsupported if !moved && !is_fresh => {
                     hopeless += 1;
                     if hopeless >= HOPELESS_MAX {
                         hopeless = 0;
