@@ -23,6 +23,10 @@ bench_rto() {
   rm -f "$WORK/commands"
 }
 
+# The ceiling of each stage on this machine, and what the whole pipeline reaches, over PostgreSQL's files.
 bench_ceiling() {
-  "$(dirname "$MAINSTAY")/examples/ceiling" "$WORK" >&2
+  pg_up off
+  fill_pgbench "$GB"
+  quietly mainstay down
+  "$(dirname "$MAINSTAY")/examples/ceiling" "$PGDATA/base" "$WORK" >&2
 }
