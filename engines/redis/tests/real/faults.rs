@@ -32,7 +32,8 @@ async fn a_server_that_dies_in_a_snapshot_is_unreachable() {
     let mut client = fixture.client(0);
     // More than fits between the server and the vault, and nothing that could be compressed.
     let noise: Vec<u8> =
-        (0..64_000_000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 11 ^ n >> 3) as u8).collect();
+        (0..1_000_000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 11 ^ n >> 3) as u8).collect();
+    let noise = noise.repeat(64);
     client.run_bytes(&[b"SET", b"noise", &noise]);
     let options = SnapshotOptions { way: Way::Auto, jobs: 1, label: "test".into() };
     let sink = Arc::new(Deadly { host: Arc::clone(&fixture.host) });
