@@ -52,6 +52,9 @@ pub struct Protected {
 
 impl std::fmt::Debug for Protected {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Protected").field("cluster", &self.cluster.name).field("engine", &self.engine.name()).finish()
+        f.debug_struct("Protected")
+            .field("cluster", &self.cluster.name)
+            .field("engine", &self.engine.name())
+            .finish()
     }
 }
