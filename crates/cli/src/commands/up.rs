@@ -6,13 +6,19 @@ use mainstay_api::{Brought, Taken, Up};
 
 use super::Cx;
 use crate::args::ClustersArgs;
-use crate::failure::Result;
+use crate::failure::{Failure, Result};
 use crate::printer::table;
 use crate::session::Session;
 
 pub async fn run(cx: &Cx, args: &ClustersArgs) -> Result {
     let began = Instant::now();
     let session = Session::open(cx)?;
+    if let Some(id) = super::recover::broken_off(&session)? {
+        let message =
+            format!("restore {id} into this environment was broken off: its data may be half restored");
+        let hint = format!("mainstay recover resume {id}, or mainstay recover undo {id}");
+        return Err(Failure::failed("operation-open", message, hint));
+    }
     let names: Vec<_> = session.select(&args.clusters)?.iter().map(|c| c.name.clone()).collect();
     let bar = cx.bar("up");
     let ups = session.environment.up(cx.engines, Some(&names), bar.as_ref()).await;

@@ -25,8 +25,8 @@ impl Client {
     /// # Errors
     /// When the URI is of no known kind, or the client is not installed.
     pub fn open(uri: &str) -> io::Result<Self> {
-        let (mut command, echo) = command(uri)?;
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
+        let (command, echo) = command(uri)?;
+        let mut child = heard(command, echo).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         let (Some(to), Some(out)) = (child.stdin.take(), child.stdout.take()) else {
             return Err(io::Error::other("the client has no pipes"));
         };
@@ -89,6 +89,22 @@ impl Drop for Client {
     }
 }
 
+/// A client whose complaints are heard where they stand for an answer: a redis-cli that lost its server answers no command, and says so on
+/// stderr alone. What psql says there is about statements that its server refused, and no answer.
+fn heard(mut client: Command, echo: &str) -> Command {
+    if echo != ECHO_REDIS {
+        client.stderr(Stdio::null());
+        return client;
+    }
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "exec \"$0\" \"$@\" 2>&1"]).arg(client.get_program()).args(client.get_args());
+    shell.envs(client.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    shell
+}
+
+/// redis-cli's word for "echo": the server answers it.
+const ECHO_REDIS: &str = "ECHO";
+
 /// The client's command line for a URI, and its own word for "echo".
 ///
 /// # Errors
@@ -116,7 +132,7 @@ pub fn command(uri: &str) -> io::Result<(Command, &'static str)> {
             if !url.username().is_empty() {
                 cli.args(["--user", url.username()]);
             }
-            Ok((cli, "ECHO"))
+            Ok((cli, ECHO_REDIS))
         }
         other => Err(io::Error::other(format!("no client for `{other}`"))),
     }

@@ -11,6 +11,7 @@ pub mod window;
 use super::Cx;
 use crate::args::Recover;
 use crate::failure::Result;
+pub use operation::broken_off;
 
 pub async fn run(cx: &Cx, verb: Recover) -> Result {
     match verb {

@@ -152,6 +152,21 @@ pub fn rows(session: &Session<'_>) -> Result<Vec<OperationRow>> {
     open(session)
 }
 
+/// A restore that did not come to its end, and has set data of this environment aside.
+pub fn broken_off(session: &Session<'_>) -> Result<Option<String>> {
+    let rows = session.state()?.operations(inplace::KIND, LOOKED_AT)?;
+    let broken =
+        |row: &&mainstay_state::OperationRow| matches!(row.progress, Progress::Running | Progress::Failed);
+    for row in rows.iter().filter(broken) {
+        for layout in session.environment.layouts()? {
+            if swap::set_asides(&layout)?.contains(&row.id) {
+                return Ok(Some(row.id.clone()));
+            }
+        }
+    }
+    Ok(None)
+}
+
 fn open(session: &Session<'_>) -> Result<Vec<OperationRow>> {
     let mut rows = Vec::new();
     for row in session.state()?.operations(inplace::KIND, LOOKED_AT)? {
