@@ -52,8 +52,7 @@ fn a_promoted_redis_replica_carries_the_window_on() {
     let first = now();
     fleet.wait_window(&["stock"], &first);
     set(300, 600);
-    let before = now();
-    fleet.wait_window(&["stock"], &before);
+    let before = settled(&fleet);
 
     let info = ask(&stock[0], "INFO server");
     let pid = info.iter().find_map(|l| l.strip_prefix("process_id:")).expect("process_id").to_owned();
@@ -64,8 +63,7 @@ fn a_promoted_redis_replica_carries_the_window_on() {
             && (0..20).all(|n| client.must(&format!("SET probe:{n} 1")).is_ok())
     });
     set(600, 900);
-    let after = now();
-    fleet.wait_window(&["stock"], &after);
+    let after = settled(&fleet);
     for (target, keys) in [(&before, 600), (&after, 900)] {
         let restored = fleet.ok(&["recover", "run", "stock", "--at", target]);
         let uris = sandbox_uris(&restored, "stock");
@@ -74,6 +72,15 @@ fn a_promoted_redis_replica_carries_the_window_on() {
         assert_eq!(found, keys, "at {target}");
         fleet.ok(&["recover", "drop", restored["sandbox"].as_str().unwrap()]);
     }
+}
+
+/// An instant that surely lies behind all that was written: Redis's log has no times but those that are read from it ten times a second.
+fn settled(fleet: &Fleet) -> String {
+    let written = now();
+    fleet.wait_window(&["stock"], &written);
+    let instant = now();
+    fleet.wait_window(&["stock"], &instant);
+    instant
 }
 
 fn kill(pid: &str) {
