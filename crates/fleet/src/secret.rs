@@ -52,7 +52,7 @@ pub enum Reason {
     NotText,
 }
 
-/// Fetches a secret. `base_dir`: [`mainstay_model::Fleet::base_dir`]. Blocks, for as long as [`EXEC_DEADLINE`].
+/// Fetches a secret. `base_dir`: [`mainstay_model::Fleet::base_dir`]. Blocks, for as long as `EXEC_DEADLINE`.
 pub fn resolve(reference: &SecretRef, base_dir: &Path) -> Result<Secret, SecretError> {
     let found = match reference {
         SecretRef::Env(name) => {

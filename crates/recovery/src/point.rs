@@ -2,7 +2,7 @@
 //!
 //! Every member is marked as close together as can be; how far apart the marks were is measured and stored with them. A point counts, and
 //! is stored, only once the vault has every member's log up to its mark on the history that survived. An exact point holds
-//! all members but one meanwhile ([`crate::exact`]); whether it was exact is proven from the logs, never from timers, and a point that is not
+//! all members but one meanwhile (`crate::exact`); whether it was exact is proven from the logs, never from timers, and a point that is not
 //! says so.
 
 use std::collections::BTreeMap;

@@ -43,7 +43,7 @@ pub fn write(path: &Path, content: &[u8], mode: u32, owner: Option<RunAs>) -> Re
     put(path, content, mode, owner, true)
 }
 
-/// As [`write`], without waiting for the disk: for files that nobody needs after a crash.
+/// As [`write()`], without waiting for the disk: for files that nobody needs after a crash.
 ///
 /// # Errors
 /// `Io`.

@@ -50,7 +50,7 @@ pub struct Command<'a> {
     pub end: u64,
     /// How many arguments it had, its name among them.
     pub argument_count: u64,
-    /// The first arguments, each cut at [`ARGUMENT_BYTES_KEPT`] bytes.
+    /// The first arguments, each cut at `ARGUMENT_BYTES_KEPT` bytes.
     pub arguments: &'a [Vec<u8>],
 }
 

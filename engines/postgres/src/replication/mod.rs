@@ -2,7 +2,7 @@
 //!
 //! Why not tokio-postgres: it has no replication mode. Plain TCP on loopback and unix sockets, with trust, cleartext,
 //! MD5 and SCRAM-SHA-256; a server that insists on anything else is refused by name. Nothing that the server sends makes
-//! this panic or take memory without limit (see [`wire`]). The password is never printed.
+//! this panic or take memory without limit (see `wire`). The password is never printed.
 //!
 //! Protocol facts: PostgreSQL's documentation, chapter "Streaming Replication Protocol", and `src/backend/replication`.
 
