@@ -146,6 +146,7 @@ impl Suite<'_> {
             at,
             ttl: Ttl::Shift,
             in_place: false,
+            compared: true,
             jobs: 2,
             progress: Arc::new(Quiet),
         };

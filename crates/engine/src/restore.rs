@@ -52,6 +52,9 @@ pub struct RestoreJob<'a> {
     pub ttl: Ttl,
     /// Whether the cluster is to be joined by other nodes afterwards ([`crate::Launch::start`] brings those up).
     pub in_place: bool,
+    /// Whether [`crate::Prove::content`] will be asked for. Engines whose content changes by itself, as keys die, look at all of it
+    /// before they let a restored node go; that takes time, which nobody should wait for who compares nothing.
+    pub compared: bool,
     /// How many files at once.
     pub jobs: usize,
     /// How far it is.

@@ -299,6 +299,7 @@ async fn drive(
         ttl: options.ttl,
         jobs: options.jobs,
         in_place: true,
+        compared: false,
         began: options.began,
         objectives: options.objectives.clone(),
         progress: options.progress.clone(),

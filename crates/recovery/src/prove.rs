@@ -313,6 +313,7 @@ async fn look(
         ttl: Ttl::Shift,
         jobs: options.jobs,
         in_place: false,
+        compared: true,
         began: options.began,
         objectives: vec![],
         progress: options.progress.clone(),

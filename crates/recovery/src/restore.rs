@@ -41,6 +41,8 @@ pub struct RunOptions {
     pub jobs: usize,
     /// Whether other nodes will join.
     pub in_place: bool,
+    /// Whether all content will be read afterwards, to be compared with that of another restore.
+    pub compared: bool,
     /// When the command began: RTO is counted from there.
     pub began: Monotonic,
     /// What the tiers of the clusters allow.
@@ -152,6 +154,7 @@ pub(crate) async fn one(ready: &Ready, site: &Site, options: &RunOptions) -> Res
         at: ready.plan.restored_to,
         ttl: options.ttl,
         in_place: options.in_place,
+        compared: options.compared,
         jobs: options.jobs,
         progress: options.progress.clone(),
     };

@@ -70,7 +70,7 @@ async fn run(job: &RestoreJob<'_>) -> Result<Replayed> {
     let waiting: Vec<Waiting<'_>> = waiting.into_iter().collect::<Result<_>>()?;
     let fed = blocking(|| feed_all(job, waiting))?;
     let clients = finish(job, &shards).await?;
-    for ((fed, client), (node, _)) in fed.iter().zip(&clients).zip(&shards).filter(|_| job.layout.sandbox) {
+    for ((fed, client), (node, _)) in fed.iter().zip(&clients).zip(&shards).filter(|_| job.compared) {
         keep(node, fed.content.clone(), client).await?;
     }
     let position: Position =
@@ -230,8 +230,7 @@ fn look_and_shift(
 ) -> Result<(Vec<Content>, u64)> {
     let databases = scripts.runtime.block_on(keyspace(client))?;
     let mut content = Vec::new();
-    // Only what is proven is compared.
-    if job.layout.sandbox {
+    if job.compared {
         let mut ends = Vec::new();
         for database in databases.iter().filter(|database| database.expiring > 0) {
             let found = scripts.read(database.db, database.expiring)?;

@@ -123,6 +123,7 @@ pub fn run_options() -> RunOptions {
         ttl: Ttl::Shift,
         jobs: 2,
         in_place: false,
+        compared: true,
         began: Monotonic::now(),
         objectives: vec![],
         progress: Arc::new(Quiet),

@@ -61,6 +61,7 @@ async fn a_fake_cluster_lives_dies_and_is_restored() {
         at: taken.at.latest,
         ttl: Ttl::Shift,
         in_place: false,
+        compared: false,
         jobs: 1,
         progress: Arc::new(Quiet),
     };

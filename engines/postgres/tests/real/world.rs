@@ -228,6 +228,7 @@ impl World {
             at: mainstay_model::Instant::now(),
             ttl: Ttl::Shift,
             in_place: false,
+            compared: true,
             jobs: 2,
             progress: Arc::new(Quiet),
         };

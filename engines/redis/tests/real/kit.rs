@@ -231,6 +231,7 @@ impl Fixture {
             at,
             ttl,
             in_place: false,
+            compared: true,
             jobs: 2,
             progress: Arc::new(Quiet),
         };

@@ -129,6 +129,7 @@ async fn in_place(shape: Shape) {
         at: snapshot.taken().at.latest,
         ttl: Ttl::Absolute,
         in_place: true,
+        compared: false,
         jobs: 2,
         progress: Arc::new(Quiet),
     };
@@ -168,6 +169,7 @@ async fn an_append_only_server_is_restored_as_one() {
         at: snapshot.taken().at.latest,
         ttl: Ttl::Shift,
         in_place: true,
+        compared: false,
         jobs: 2,
         progress: Arc::new(Quiet),
     };

@@ -75,6 +75,7 @@ pub async fn into_sandbox(
         ttl,
         jobs,
         in_place: false,
+        compared: false,
         began,
         objectives: objectives(session, planned),
         progress: bar,
