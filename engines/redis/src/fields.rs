@@ -137,7 +137,7 @@ fn big_endian(bytes: &[u8]) -> u64 {
 }
 
 /// With the sign of the last byte, which is the highest.
-fn little_endian(bytes: &[u8]) -> i64 {
+pub(crate) fn little_endian(bytes: &[u8]) -> i64 {
     let negative = bytes.last().is_some_and(|byte| *byte >= 0x80);
     let start = if negative { -1 } else { 0 };
     bytes.iter().rev().fold(start, |value, byte| value << 8 | i64::from(*byte))

@@ -17,6 +17,7 @@ mod launch;
 pub mod link;
 mod mark;
 pub mod master;
+mod noted;
 mod observe;
 mod place;
 mod prove;
@@ -28,6 +29,7 @@ mod snapshot;
 pub mod stream;
 mod topology;
 mod ttl;
+pub mod walk;
 
 use mainstay_engine::{
     Engine, Follow, Hold, Launch, Mark, Mistake, Observe, Prove, Replay, Restore, Result, Snapshot,

@@ -26,11 +26,12 @@ use crate::cut;
 use crate::launch::{last_words, remember, start_node, wait_ready};
 use crate::link::Door;
 use crate::master::{FeedError, Listener};
+use crate::noted::{Noted, Noting};
 use crate::prove::{content_of, keep, keyspace};
 use crate::restore::plan;
 use crate::revive::Reviver;
 use crate::snapshot::{ShardMeta, USERS};
-use crate::stream::{Boundary, StreamError};
+use crate::stream::{Boundary, Command, StreamError};
 use crate::ttl::{Scripts, feed_error};
 
 /// How long a server that is fed may do nothing. Loading a file of many gigabytes counts as doing something only at its end.
@@ -173,11 +174,15 @@ fn feed_one(job: &RestoreJob<'_>, waiting: Waiting<'_>, progress: Arc<dyn Progre
     let mut feed =
         listener.accept(&job.layout.password, &replid, from, PATIENCE, progress).map_err(failed)?;
     let mut copy = job.snapshot.open(&shard.file)?;
-    feed.send_copy(Some(shard.bytes), &mut copy).map_err(failed)?;
+    let mut noting = (job.ttl == Ttl::Shift).then(|| Noting::begin(&node.dir, Some(shard.stream_db)));
+    let mut watched =
+        Watched { inner: &mut *copy, see: |piece: &[u8]| noting.iter_mut().for_each(|n| n.copy(piece)) };
+    feed.send_copy(Some(shard.bytes), &mut watched).map_err(failed)?;
     let copied = begun.elapsed();
     let mut reviver = Reviver::new(Boundary { offset: from, db: Some(shard.stream_db), in_multi: false });
     each_piece(job.log, &shard.lane, from, to, |piece| {
-        reviver.feed(piece, |bytes| feed.send(bytes).map_err(Fault::Feed)).map_err(|fault| match fault {
+        let see = |command: &Command<'_>| noting.iter_mut().for_each(|noting| noting.command(command));
+        reviver.feed(piece, see, |bytes| feed.send(bytes).map_err(Fault::Feed)).map_err(|fault| match fault {
             Fault::Feed(error) => failed(error),
             Fault::Stream(error) => {
                 Error::new(Kind::Damaged, format!("read the log of {}", shard.lane)).source(error)
@@ -203,7 +208,7 @@ fn feed_one(job: &RestoreJob<'_>, waiting: Waiting<'_>, progress: Arc<dyn Progre
     let door = door(job.layout, node);
     let client = runtime.block_on(Client::open(&node.name, &door))?.patient(COMMAND_DEADLINE);
     let mut scripts = Scripts { feed: &mut feed, node: &node.name, door: &door, runtime: &runtime };
-    let (content, shifted) = look_and_shift(job, shard, &mut scripts, &client)?;
+    let (content, shifted) = look_and_shift(job, shard, &mut scripts, &client, noting.and_then(Noting::end))?;
     feed.confirm().map_err(failed)?;
     runtime.block_on(client.call(&["REPLICAOF", "NO", "ONE"]))?;
     Ok(Fed { place, content, shifted })
@@ -227,6 +232,7 @@ fn look_and_shift(
     shard: &ShardMeta,
     scripts: &mut Scripts<'_>,
     client: &Client,
+    mut noted: Option<Noted>,
 ) -> Result<(Vec<Content>, u64)> {
     let databases = scripts.runtime.block_on(keyspace(client))?;
     let mut content = Vec::new();
@@ -243,7 +249,7 @@ fn look_and_shift(
         let by_ms = || Instant::now().micros().saturating_sub(job.at.micros()) / 1000;
         for database in &databases {
             if database.expiring > 0 {
-                shifted += scripts.shift(database.db, by_ms())?;
+                shifted += scripts.shift(database.db, database.expiring, by_ms(), noted.as_mut())?;
             }
             if database.hashes > 0 {
                 shifted += scripts.shift_fields(database.db, by_ms())?;
@@ -251,6 +257,20 @@ fn look_and_shift(
         }
     }
     Ok((content, shifted))
+}
+
+/// A reader whose bytes are seen by somebody else, too.
+struct Watched<'a, F> {
+    inner: &'a mut dyn Read,
+    see: F,
+}
+
+impl<F: FnMut(&[u8])> Read for Watched<'_, F> {
+    fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
+        let read = self.inner.read(into)?;
+        (self.see)(&into[..read]);
+        Ok(read)
+    }
 }
 
 /// Reads the log between two offsets.

@@ -5,7 +5,7 @@
 //! applied whatever the time, and then there is something to make permanent. Offsets in the log are not those that are sent: a
 //! caller compares the place in the log by [`Reviver::clean`], and what was sent by what it sent.
 
-use crate::stream::{Boundary, Splitter, StreamError};
+use crate::stream::{Boundary, Command, Splitter, StreamError};
 
 /// In milliseconds: the year 2200. A field's end is stored in 48 bits.
 const LATER: &[u8] = b"7258118400000";
@@ -33,18 +33,20 @@ impl Reviver {
     }
 
     /// Takes in a piece of the log and gives what is to be sent, in one or more pieces. What belongs to a command that has not ended may
-    /// be kept back.
+    /// be kept back. `see` is shown every command that ends.
     ///
     /// # Errors
     /// What `send` gives; a piece that is no stream, as `E`.
     pub fn feed<E: From<StreamError>>(
         &mut self,
         piece: &[u8],
+        mut see: impl FnMut(&Command<'_>),
         mut send: impl FnMut(&[u8]) -> Result<(), E>,
     ) -> Result<(), E> {
         let base = self.splitter.offset() - self.kept.len() as u64;
         let mut found = Vec::new();
         self.splitter.feed(piece, |command| {
+            see(command);
             if command.is(NAME) {
                 found.push((command.start, command.end));
             }
@@ -115,10 +117,14 @@ mod tests {
         let mut reviver = Reviver::new(START);
         let mut out = Vec::new();
         for piece in pieces {
-            let taken = reviver.feed(piece, |bytes| {
-                out.extend_from_slice(bytes);
-                Ok::<(), StreamError>(())
-            });
+            let taken = reviver.feed(
+                piece,
+                |_| {},
+                |bytes| {
+                    out.extend_from_slice(bytes);
+                    Ok::<(), StreamError>(())
+                },
+            );
             taken.unwrap();
         }
         out.extend_from_slice(reviver.rest());

@@ -19,6 +19,7 @@ use crate::connect::Subscription;
 use crate::fields;
 use crate::link::Door;
 use crate::master::{Feed, FeedError};
+use crate::noted::Noted;
 
 /// Where the scripts tell what they found.
 pub const CHANNEL: &str = "mainstay:restore";
@@ -26,6 +27,10 @@ pub const CHANNEL: &str = "mainstay:restore";
 const BATCH: &str = "2000";
 /// The same, where whole hashes are told.
 const BATCH_HASHES: &str = "100";
+/// How many named keys, and bytes of them, a script looks at, and how many such scripts are on their way at once.
+const NAMED_KEYS: usize = 1000;
+const NAMED_BYTES: usize = 256 * 1024;
+const NAMED_AHEAD: usize = 4;
 /// How often ends of life are read until every one was seen once.
 const READS_MAX: u32 = 100;
 const READ_AGAIN: Duration = Duration::from_millis(100);
@@ -68,6 +73,24 @@ for _, key in ipairs(found[2]) do
   end
 end
 redis.call('PUBLISH', channel, string.format('%s %.0f 0 0', found[1], count))
+";
+
+/// The same for keys that are named, those that have no life passed over.
+const MOVE_NAMED: &str = "
+local channel, phase, shift = ARGV[1], ARGV[2], tonumber(ARGV[3])
+local mark = 2251799813685248
+local count = 0
+for index = 4, #ARGV do
+  local ends = redis.call('PEXPIRETIME', ARGV[index])
+  if phase == 'lift' and ends >= 0 and ends < mark / 2 then
+    redis.call('PEXPIREAT', ARGV[index], string.format('%.0f', ends + shift + mark))
+    count = count + 1
+  elseif phase == 'lower' and ends >= mark and ends < mark + mark / 2 then
+    redis.call('PEXPIREAT', ARGV[index], string.format('%.0f', ends - mark))
+    count = count + 1
+  end
+end
+redis.call('PUBLISH', channel, string.format('0 %.0f 0 0', count))
 ";
 
 /// Tells all of a batch of hashes whose fields may have an end of life: a message `=key-length key dump` for each, then the cursor.
@@ -128,12 +151,23 @@ impl Scripts<'_> {
         ))
     }
 
-    /// Moves all ends of life of one database by `shift_ms`, and says how many there are.
+    /// Moves all ends of life of one database, which has `keys` of them, by `shift_ms`, and says how many there are. Only the noted keys are looked
+    /// at if they are all.
     ///
     /// # Errors
     /// As [`Self::read`].
-    pub fn shift(&mut self, db: u32, shift_ms: i64) -> Result<u64> {
+    pub fn shift(&mut self, db: u32, keys: u64, shift_ms: i64, noted: Option<&mut Noted>) -> Result<u64> {
         let shift = shift_ms.to_string();
+        if let Some(noted) = noted {
+            if self.pass_named(db, noted, "lift", &shift)? == keys {
+                return self.pass_named(db, noted, "lower", &shift);
+            }
+            tracing::info!(
+                node = self.node,
+                db,
+                "not all keys with an end of life were noted; looking at each"
+            );
+        }
         self.pass(db, MOVE, &["lift", &shift])?;
         Ok(self.pass(db, MOVE, &["lower", &shift])?.keys)
     }
@@ -146,12 +180,6 @@ impl Scripts<'_> {
         // `SCAN` may show a key twice: what was moved is remembered by its hash.
         let mut moved = HashSet::new();
         let mut count = 0;
-        let nonsense = |node: &str| {
-            Error::new(
-                Kind::Server,
-                format!("look at times to live of fields of {node}: a script told nonsense"),
-            )
-        };
         let mut messages = self.open(db)?;
         let mut cursor = String::from("0");
         loop {
@@ -160,15 +188,16 @@ impl Scripts<'_> {
             loop {
                 let told = self.runtime.block_on(messages.1.next(BATCH_DEADLINE))?;
                 let Some(hash) = told.strip_prefix(b"=") else {
-                    let (next, _) = parse(&told).ok_or_else(|| nonsense(self.node))?;
+                    let (next, _) = parse(&told).ok_or_else(|| self.nonsense("fields"))?;
                     cursor = next;
                     break;
                 };
-                let space = hash.iter().position(|byte| *byte == b' ').ok_or_else(|| nonsense(self.node))?;
+                let space =
+                    hash.iter().position(|byte| *byte == b' ').ok_or_else(|| self.nonsense("fields"))?;
                 let length = std::str::from_utf8(&hash[..space]).ok().and_then(|length| length.parse().ok());
                 let split = length.and_then(|length| hash[space + 1..].split_at_checked(length));
-                let (key, dump) = split.ok_or_else(|| nonsense(self.node))?;
-                let ends = fields::ends_of(dump).ok_or_else(|| nonsense(self.node))?;
+                let (key, dump) = split.ok_or_else(|| self.nonsense("fields"))?;
+                let ends = fields::ends_of(dump).ok_or_else(|| self.nonsense("fields"))?;
                 hashes.push((key.to_vec(), ends));
             }
             for (key, ends) in hashes {
@@ -214,6 +243,41 @@ impl Scripts<'_> {
         self.feed.send_command(&words).map_err(|error| feed_error(self.node, error))
     }
 
+    /// Moves the ends of life of named keys, and says of how many.
+    fn pass_named(&mut self, db: u32, noted: &mut Noted, phase: &str, shift: &str) -> Result<u64> {
+        let (channel, mut messages) = self.open(db)?;
+        let failed = |error| Error::io("read the keys that were noted", error);
+        let mut keys = noted.keys(db).map_err(failed)?;
+        let (mut sum, mut ahead) = (0, 0);
+        loop {
+            let (mut batch, mut bytes) = (Vec::new(), 0);
+            while batch.len() < NAMED_KEYS && bytes < NAMED_BYTES {
+                let Some(key) = keys.next().transpose().map_err(failed)? else { break };
+                bytes += key.len();
+                batch.push(key);
+            }
+            if ahead == NAMED_AHEAD || batch.is_empty() {
+                if ahead == 0 {
+                    return Ok(sum);
+                }
+                let told = self.runtime.block_on(messages.next(BATCH_DEADLINE))?;
+                sum += parse(&told).ok_or_else(|| self.nonsense("keys"))?.1.keys;
+                ahead -= 1;
+            }
+            if !batch.is_empty() {
+                let head = ["EVAL", MOVE_NAMED, "0", &channel, phase, shift].map(str::as_bytes);
+                let words: Vec<&[u8]> = head.into_iter().chain(batch.iter().map(Vec::as_slice)).collect();
+                self.feed.send_command(&words).map_err(|error| feed_error(self.node, error))?;
+                ahead += 1;
+            }
+        }
+    }
+
+    fn nonsense(&self, of: &str) -> Error {
+        let what = format!("look at times to live of {of} of {}: a script told nonsense", self.node);
+        Error::new(Kind::Server, what)
+    }
+
     fn pass(&mut self, db: u32, script: &str, arguments: &[&str]) -> Result<Pass> {
         let (channel, mut messages) = self.open(db)?;
         let mut cursor = String::from("0");
@@ -221,12 +285,7 @@ impl Scripts<'_> {
         loop {
             self.send(script, &cursor, &channel, BATCH, arguments)?;
             let told = self.runtime.block_on(messages.next(BATCH_DEADLINE))?;
-            let (next, found) = parse(&told).ok_or_else(|| {
-                Error::new(
-                    Kind::Server,
-                    format!("look at times to live of {}: a script told nonsense", self.node),
-                )
-            })?;
+            let (next, found) = parse(&told).ok_or_else(|| self.nonsense("keys"))?;
             sum.keys += found.keys;
             sum.digest ^= found.digest;
             if next == "0" {

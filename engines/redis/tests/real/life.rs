@@ -1,10 +1,13 @@
 //! Times to live over a restore.
 
+use std::io::Read;
 use std::time::Duration;
 
 use mainstay_engine::{Mark, SnapshotSource, Ttl};
 
-use crate::kit::{Fixture, Following, Leaked, Reply, Shape, VERSIONS, until};
+use mainstay_redis::walk::Walk;
+
+use crate::kit::{Fixture, Following, Leaked, Reply, Shape, VERSIONS, until, write_all_kinds};
 
 /// Restores to a mark that was set while these keys lived, after their time has passed.
 async fn run(version: &str, ttl: Ttl, check: impl AsyncFn(&mut crate::kit::Client)) {
@@ -113,6 +116,35 @@ async fn many_keys_are_shifted_once_each() {
     let moved: Vec<i64> = ends.iter().map(|end| end + by).collect();
     assert_eq!(shifted, moved);
     assert_eq!(restored.run(&["DBSIZE"]).int(), 40_000);
+}
+
+/// A kind that is not understood costs a restore a look at every key: none of those that these servers write is.
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_of_every_kind_are_seen_in_a_copy() {
+    for version in VERSIONS {
+        let fixture = Leaked::new(Fixture::start(version, Shape::Standalone).await);
+        let mut client = fixture.client(0);
+        write_all_kinds(&mut client, "mark");
+        client.run(&["SET", "100000", "a number for a key"]);
+        client.run(&["SET", &"compressed".repeat(40), "x"]);
+        // Its name is no text, and is compared as one here.
+        client.run_bytes(&[b"DEL", b"bin\x00\r\n\xff"]);
+        client.run(&["XREADGROUP", "GROUP", "group", "reader", "COUNT", "1", "STREAMS", "stream", ">"]);
+        let mut mortal = client.run(&["KEYS", "*"]).texts();
+        mortal.sort_unstable();
+        for key in &mortal {
+            client.run(&["PEXPIRE", key, "600000"]);
+        }
+        client.run(&["SET", "immortal", "x"]);
+        let snapshot = fixture.snapshot().await;
+        let mut copy = Vec::new();
+        snapshot.open("shard-main.rdb").unwrap().read_to_end(&mut copy).unwrap();
+        let (mut walk, mut told) = (Walk::default(), Vec::new());
+        walk.feed(&copy, |db, key| told.push((db, String::from_utf8_lossy(key).into_owned())));
+        told.sort_unstable();
+        assert!(walk.ended(), "{version}: not understood after {told:?}");
+        assert_eq!(told, mortal.into_iter().map(|key| (0, key)).collect::<Vec<_>>(), "{version}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
