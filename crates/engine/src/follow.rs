@@ -141,7 +141,8 @@ pub struct SegmentData {
     pub segment: Segment,
     /// Times within it.
     pub times: Vec<TimeMark>,
-    /// The adapter's state at its first place.
+    /// The adapter's state at its first place; empty where it is not known any more (log that was stored anew): it is then to be found from
+    /// the log before.
     pub carry: String,
     /// The log, `last.offset - first.offset` bytes where offsets count bytes.
     pub bytes: Bytes,

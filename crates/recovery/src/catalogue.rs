@@ -1,19 +1,19 @@
 //! What the vault holds of a cluster, put together: its [`Past`], and the objects that the past is made of.
 //!
 //! Everything comes from the objects in the vault. A snapshot whose manifest is damaged is told beside the good ones, never in place of
-//! them; one that a prune has marked is no longer offered. Log whose chain does not fit is kept out by `VaultFetch`, which names it.
+//! them; one that a prune has marked is no longer offered. Log whose chain does not fit is kept out by [`VaultFetch`], which names it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use mainstay_engine::{Error as EngineError, Kind, SegmentData};
 use mainstay_model::{Branch, Instant, Lane, Offset};
 use mainstay_vault::{ClusterVault, LogContent, LogKind, LogObject, SnapshotRecord};
 
 use crate::error::{Doing, Result};
+use crate::fetch::{Source, VaultFetch};
 use crate::history::{Beat, Branched, Gap, History, Piece};
-use crate::log::{Fetch, LaneLog, StoredLog};
+use crate::log::{LaneLog, StoredLog};
 use crate::past::{Life, Past, SnapshotAt, Stretch};
 
 /// What the vault holds of a cluster.
@@ -30,13 +30,14 @@ pub struct Catalogue {
     lanes: BTreeMap<(String, Lane), Objects>,
 }
 
-#[derive(Default)]
-struct Objects {
+/// A lane's objects, sorted.
+#[derive(Clone, Default)]
+pub(crate) struct Objects {
     /// In the order of the history's pieces.
-    pieces: Vec<LogObject>,
-    branches: Vec<LogObject>,
+    pub pieces: Vec<LogObject>,
+    pub branches: Vec<LogObject>,
     /// Pieces whose chain does not fit, by index.
-    broken: BTreeSet<usize>,
+    pub broken: BTreeSet<usize>,
 }
 
 impl Catalogue {
@@ -93,17 +94,18 @@ impl Catalogue {
     pub async fn log(&self, life: usize, stretches: BTreeMap<Lane, Stretch>) -> Result<StoredLog> {
         let life = &self.past.lives[life];
         let mut lanes = BTreeMap::new();
-        let mut sources: BTreeMap<Lane, (Vec<LogObject>, BTreeSet<usize>)> = BTreeMap::new();
+        let mut sources: BTreeMap<Lane, Source> = BTreeMap::new();
         for (lane, stretch) in stretches {
             let Some(stream) = life.lanes.get(&lane) else { continue };
             let objects = self.lanes.get(&(life.incarnation.clone(), lane.clone()));
             let branches = self.branches(objects, &stretch, &stream.history).await?;
             lanes.insert(lane.clone(), LaneLog::new(&stretch, stream.history.pieces(), branches));
             if let Some(objects) = objects {
-                sources.insert(lane, (objects.pieces.clone(), objects.broken.clone()));
+                sources.insert(lane, Source::new(objects.clone()));
             }
         }
-        Ok(StoredLog::new(lanes, Arc::new(VaultFetch { vault: self.vault.clone(), lanes: sources })))
+        let fetch = VaultFetch::new(self.vault.clone(), life.incarnation.clone(), sources);
+        Ok(StoredLog::new(lanes, Arc::new(fetch)))
     }
 
     /// How the epochs of a stretch came to be, with the engine's own records of them.
@@ -133,7 +135,10 @@ impl Catalogue {
 }
 
 /// Sorts what the names of a lane's objects say.
-fn read_names<'a>(objects: Vec<LogObject>, told: impl Iterator<Item = &'a Branch>) -> (History, Objects) {
+pub(crate) fn read_names<'a>(
+    objects: Vec<LogObject>,
+    told: impl Iterator<Item = &'a Branch>,
+) -> (History, Objects) {
     let mut found = Objects::default();
     let mut pieces = Vec::new();
     // What snapshots know of epochs fills in what the log's writers did not see begin.
@@ -156,7 +161,8 @@ fn read_names<'a>(objects: Vec<LogObject>, told: impl Iterator<Item = &'a Branch
                     found.broken.insert(pieces.len());
                 }
                 let (first, last, bracket) = (segment.first, segment.last, segment.bracket);
-                pieces.push(Piece { generation, seq, first, last, bracket });
+                let is_sealed = object.kind == LogKind::Sealed;
+                pieces.push(Piece { generation, seq, is_sealed, first, last, bracket });
                 found.pieces.push(object);
             }
             LogKind::Beat => beats.push(Beat { generation, at: segment.first, time: segment.bracket }),
@@ -173,32 +179,4 @@ fn read_names<'a>(objects: Vec<LogObject>, told: impl Iterator<Item = &'a Branch
         }
     }
     (History::new(pieces, branches, beats, gaps), found)
-}
-
-/// Reads log from the vault.
-struct VaultFetch {
-    vault: ClusterVault,
-    lanes: BTreeMap<Lane, (Vec<LogObject>, BTreeSet<usize>)>,
-}
-
-impl Fetch for VaultFetch {
-    fn fetch(&self, lane: &Lane, piece: usize) -> mainstay_engine::Result<SegmentData> {
-        let Some((object, broken)) =
-            self.lanes.get(lane).and_then(|(o, b)| Some((o.get(piece)?, b.contains(&piece))))
-        else {
-            return Err(EngineError::new(
-                Kind::Invalid,
-                format!("read log of {lane}: there is no piece {piece}"),
-            ));
-        };
-        let damaged =
-            |reason: &str| EngineError::new(Kind::Damaged, format!("`{}` is damaged: {reason}", object.key));
-        if broken {
-            return Err(damaged("it does not follow the object before it"));
-        }
-        match self.vault.read_log_blocking(object)? {
-            LogContent::Segment(data) => Ok(data),
-            _ => Err(damaged("it holds no log")),
-        }
-    }
 }

@@ -5,8 +5,8 @@
 //!   line is the surviving history; a line of another root (after a hole) is older history that times may still fall into. A branch
 //!   that ended at a switch is on no surviving line and is reached by [`History::line_to`] alone.
 //! - What a generation wrote past its successor's first place is dropped: a lease cannot fence, so readers must.
-//! - A *run* is log without a gap. Tails give way to the sealed segment that holds them; a piece may be cut at its end, never at its
-//!   start, because the adapter's state is known only where a piece begins.
+//! - A *run* is log without a gap. Tails give way to sealed segments, which are never superseded, wherever those reach; a piece may be cut
+//!   at its end, never at its start, because the adapter's state is known only where a piece begins.
 //! - A beat counts only where its run ends, and only from the newest generation there: one left behind on an old primary proves nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,6 +20,8 @@ pub struct Piece {
     pub generation: u64,
     /// The order in which its generation wrote.
     pub seq: u64,
+    /// Whether it is never superseded, so that who has planned with it finds it later.
+    pub is_sealed: bool,
     /// The place of its first byte.
     pub first: Place,
     /// The place after its last byte, in the same epoch.
@@ -68,6 +70,8 @@ pub struct History {
     gaps: Vec<Gap>,
     /// How each epoch came to be: the newest record of it.
     parents: BTreeMap<Epoch, Branch>,
+    /// Pieces that cannot be read. They still say where their writers began.
+    lost: BTreeSet<usize>,
 }
 
 /// A path through the tree of epochs.
@@ -131,7 +135,14 @@ impl History {
                 parents.insert(seen.branch.epoch.clone(), seen.branch.clone());
             }
         }
-        Self { pieces, branches, beats, gaps, parents }
+        Self { pieces, branches, beats, gaps, parents, lost: BTreeSet::new() }
+    }
+
+    /// As though a piece held no log.
+    #[must_use]
+    pub fn without(mut self, piece: usize) -> Self {
+        self.lost.insert(piece);
+        self
     }
 
     /// The pieces, as they were given.
@@ -234,7 +245,8 @@ impl History {
     fn spans(&self, line: &Line, bounds: &[(u64, Mark)]) -> Vec<(Mark, Mark, usize)> {
         let mut spans = Vec::with_capacity(self.pieces.len());
         for (index, piece) in self.pieces.iter().enumerate() {
-            let Some(leg) = line.legs.iter().position(|leg| leg.epoch == piece.first.epoch) else { continue };
+            let leg = line.legs.iter().position(|leg| leg.epoch == piece.first.epoch);
+            let Some(leg) = leg.filter(|_| !self.lost.contains(&index)) else { continue };
             let (from, to) = (line.legs[leg].from, line.legs[leg].to);
             let end = to.map_or(piece.last.offset, |to| piece.last.offset.min(to));
             if piece.first.offset < from || piece.first.offset >= end {
@@ -302,32 +314,28 @@ impl Line {
     }
 }
 
-/// Joins spans (sorted by first) into runs: from each start, again and again the span that begins within what is covered and reaches furthest.
+/// Joins spans (sorted by first) into runs: from each start, again and again a span that begins within what is covered and reaches beyond it;
+/// a sealed one where there is one, then the one that reaches furthest.
 fn runs(pieces: &[Piece], line: &Line, spans: Vec<(Mark, Mark, usize)>) -> Vec<Run> {
     let mut runs: Vec<Run> = Vec::new();
-    let mut next = 0;
-    while next < spans.len() {
-        let (start, ..) = spans[next];
+    let mut spans = spans.into_iter().peekable();
+    while let Some((start, ..)) = spans.peek().copied() {
         let mut chain: Vec<(Mark, Mark, usize)> = Vec::new();
+        let mut open: Vec<(Mark, Mark, usize)> = Vec::new();
         let mut covered = start;
         loop {
-            let mut best: Option<(Mark, Mark, usize)> = None;
-            while next < spans.len() && spans[next].0 <= covered {
-                let span = spans[next];
-                let better = best.is_none_or(|b| {
-                    // Of two that reach as far, the one that begins where the last ended needs no cutting; then the longer.
-                    let key = |s: &(Mark, Mark, usize)| {
-                        (s.1, s.0 == covered, std::cmp::Reverse(s.0), pieces[s.2].generation)
-                    };
-                    key(&span) > key(&b)
-                });
-                if span.1 > covered && better {
-                    best = Some(span);
-                }
-                next += 1;
+            while let Some(span) = spans.next_if(|span| span.0 <= covered) {
+                open.push(span);
             }
-            // What begins before `covered` and was passed over reaches no further than the best did.
-            let Some(best) = best else { break };
+            open.retain(|span| span.1 > covered);
+            // Of two that reach as far, the one that begins where the last ended needs no cutting; then the longer.
+            let key = |s: &(Mark, Mark, usize)| {
+                let piece = &pieces[s.2];
+                (piece.is_sealed, s.1, s.0 == covered, std::cmp::Reverse(s.0), piece.generation)
+            };
+            let Some(best) = open.iter().copied().max_by_key(key) else { break };
+            // A tail that reaches beyond several sealed ones may begin before the last of them does.
+            while chain.pop_if(|before| before.0 >= best.0).is_some() {}
             if let Some(before) = chain.last_mut() {
                 before.1 = before.1.min(best.0);
             }

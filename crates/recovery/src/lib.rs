@@ -16,6 +16,7 @@ use mainstay_vault::ClusterVault;
 pub mod catalogue;
 mod error;
 mod exact;
+mod fetch;
 pub mod follow;
 pub mod history;
 pub mod inplace;

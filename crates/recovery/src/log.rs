@@ -3,6 +3,9 @@
 //! Blocking, from any thread. One segment is fetched ahead of the reader. What was read stays for a second reader (the cut is looked
 //! for before the log is replayed) within [`CACHE_BYTES`]; beyond that it is fetched again. Damaged log is an error that names the
 //! object; nothing of it is ever given out.
+//!
+//! What is read may be superseded while it is: a tail goes a while after a sealed object covers it. Then its stretch is cut out of what stands
+//! for it now, byte for byte; only the adapter's state at its first place may be lost with it.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -18,11 +21,19 @@ pub const CACHE_BYTES: usize = 48 << 20;
 
 /// Where stored log comes from: the vault, and the spool of this machine.
 pub trait Fetch: Send + Sync {
-    /// Reads a piece, by its index in the lane's [`crate::history::History::pieces`], whole and checked. Blocking.
+    /// Reads a piece, by its index in the lane's [`crate::history::History::pieces`], whole and checked; `None` if it is not there any more.
+    /// Blocking.
     ///
     /// # Errors
     /// `Damaged` with the object's name, `Io`.
-    fn fetch(&self, lane: &Lane, piece: usize) -> Result<SegmentData>;
+    fn fetch(&self, lane: &Lane, piece: usize) -> Result<Option<SegmentData>>;
+
+    /// What else holds now the stretch `wanted` of a piece that is not there any more, or damaged: whole pieces, each with what is used of it,
+    /// in order and without a gap. The first may begin before `wanted`. Blocking.
+    ///
+    /// # Errors
+    /// `Damaged` with the name of the piece, where nothing does; `Io`.
+    fn instead(&self, lane: &Lane, piece: usize, wanted: &Segment) -> Result<Vec<(SegmentData, Segment)>>;
 }
 
 /// One lane's log behind a snapshot.
@@ -94,8 +105,11 @@ impl StoredLog {
     pub fn empty() -> Self {
         struct Nothing;
         impl Fetch for Nothing {
-            fn fetch(&self, lane: &Lane, _: usize) -> Result<SegmentData> {
+            fn fetch(&self, lane: &Lane, _: usize) -> Result<Option<SegmentData>> {
                 Err(Error::new(Kind::OutOfLog, format!("read log of {lane}: there is none")))
+            }
+            fn instead(&self, _: &Lane, _: usize, _: &Segment) -> Result<Vec<(SegmentData, Segment)>> {
+                Ok(vec![])
             }
         }
         Self::new(BTreeMap::new(), Arc::new(Nothing))
@@ -182,7 +196,18 @@ impl Inner {
                 format!("read segment {} of {}: there is none", key.1, key.0),
             ));
         };
-        let data = cut(self.fetch.fetch(&key.0, *piece)?, segment)?;
+        let data = match self.fetch.fetch(&key.0, *piece) {
+            Ok(Some(data)) => cut(data, segment)?,
+            Ok(None) => join(self.fetch.instead(&key.0, *piece, segment)?, segment)?,
+            // The tails of one that is damaged may still be there, and it may stand for one of them.
+            Err(error) if error.kind == Kind::Damaged => {
+                let instead = self.fetch.instead(&key.0, *piece, segment);
+                let Ok(data) = instead.and_then(|pieces| join(pieces, segment)) else { return Err(error) };
+                tracing::warn!(%error, "log is read from what else holds it");
+                data
+            }
+            Err(error) => return Err(error),
+        };
         let mut cache = self.lock();
         cache.bytes += data.bytes.len();
         cache.ready.insert(key.clone(), data.clone());
@@ -242,6 +267,41 @@ fn cut(data: SegmentData, segment: &Segment) -> Result<SegmentData> {
     Ok(SegmentData { segment, times, carry: data.carry, bytes: data.bytes.slice(..used) })
 }
 
+/// Makes the stretch `wanted` out of what stands for it.
+fn join(pieces: Vec<(SegmentData, Segment)>, wanted: &Segment) -> Result<SegmentData> {
+    let (first, epoch) = (wanted.first.offset, &wanted.first.epoch);
+    let mut joined =
+        SegmentData { segment: wanted.clone(), times: Vec::new(), carry: String::new(), bytes: Bytes::new() };
+    let mut bytes = Vec::new();
+    let mut end = first;
+    for (piece, used) in pieces {
+        let mut piece = cut(piece, &used)?;
+        let Segment { first: begin, last, .. } = piece.segment.clone();
+        let skip = end.0.checked_sub(begin.offset.0).and_then(|skip| usize::try_from(skip).ok());
+        let Some(skip) = skip.filter(|_| begin.epoch == *epoch && last.epoch == *epoch) else {
+            break;
+        };
+        if begin.offset == first {
+            joined.carry = std::mem::take(&mut piece.carry);
+        } else if end == first && piece.bytes.len() as u128 != last.offset.0 - begin.offset.0 {
+            let what = format!(
+                "read the log at {epoch}:{first}: it was superseded, and its offsets do not count bytes"
+            );
+            return Err(Error::new(Kind::Damaged, what).hint("plan the restore anew"));
+        }
+        bytes.extend_from_slice(piece.bytes.get(skip..).unwrap_or_default());
+        joined.times.extend(piece.times.into_iter().filter(|mark| mark.offset > end));
+        end = last.offset;
+    }
+    if end != wanted.last.offset {
+        let what =
+            format!("read the log at {epoch}:{:x}: what stands for it now ends at {:x}", first.0, end.0);
+        return Err(Error::new(Kind::Damaged, what));
+    }
+    joined.bytes = bytes.into();
+    Ok(joined)
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
@@ -253,7 +313,7 @@ mod tests {
     struct Counted(AtomicUsize);
 
     impl Fetch for Counted {
-        fn fetch(&self, _: &Lane, piece: usize) -> Result<SegmentData> {
+        fn fetch(&self, _: &Lane, piece: usize) -> Result<Option<SegmentData>> {
             self.0.fetch_add(1, Ordering::SeqCst);
             if piece == 9 {
                 return Err(Error::new(Kind::Damaged, "read object nine: its hash is wrong"));
@@ -261,7 +321,7 @@ mod tests {
             let first = u64::try_from(piece).unwrap() * 10;
             let bracket = Bracket::exactly(Instant(0));
             let mark = |offset: u64| TimeMark { offset: offset.into(), at: bracket };
-            Ok(SegmentData {
+            Ok(Some(SegmentData {
                 segment: Segment {
                     first: Place::new("a", first),
                     last: Place::new("a", first + 10),
@@ -270,7 +330,10 @@ mod tests {
                 times: vec![mark(first + 4), mark(first + 10)],
                 carry: String::new(),
                 bytes: Bytes::from(vec![u8::try_from(piece).unwrap(); 10]),
-            })
+            }))
+        }
+        fn instead(&self, _: &Lane, _: usize, _: &Segment) -> Result<Vec<(SegmentData, Segment)>> {
+            Err(Error::new(Kind::Damaged, "nothing else holds it"))
         }
     }
 
@@ -307,6 +370,60 @@ mod tests {
             }
         });
         assert_eq!(fetch.0.load(Ordering::SeqCst), 8);
+    }
+
+    /// Log whose byte at each offset is that offset, with a mark every five bytes.
+    fn stored(first: u64, last: u64) -> SegmentData {
+        let segment = part(0, first, last).1;
+        let mark = |offset: u64| TimeMark {
+            offset: offset.into(),
+            at: Bracket::exactly(Instant(i64::try_from(offset).unwrap())),
+        };
+        SegmentData {
+            segment,
+            times: (first + 1..=last).filter(|n| n % 5 == 0 || *n == last).map(mark).collect(),
+            carry: format!("at {first}"),
+            bytes: (first..last).map(|n| u8::try_from(n).unwrap()).collect(),
+        }
+    }
+
+    #[test]
+    fn a_stretch_is_cut_out_of_what_stands_for_it() {
+        let check = |wanted: (u64, u64), pieces: &[((u64, u64), u64)], carry: Result<&str, &str>| {
+            let wanted = part(0, wanted.0, wanted.1).1;
+            let piece =
+                |((first, last), used): &((u64, u64), u64)| (stored(*first, *last), part(0, *first, *used).1);
+            match (join(pieces.iter().map(piece).collect(), &wanted), carry) {
+                (Ok(data), Ok(carry)) => {
+                    let expect = stored(wanted.first.offset.low(), wanted.last.offset.low());
+                    assert_eq!(data.bytes, expect.bytes);
+                    let ends = |data: &SegmentData| data.times.iter().map(|m| m.offset).collect::<Vec<_>>();
+                    assert_eq!((data.segment.clone(), data.carry.as_str()), (wanted, carry));
+                    assert_eq!(ends(&data), ends(&expect));
+                }
+                (Err(error), Err(why)) => assert!(error.to_string().contains(why), "{error}"),
+                (found, _) => panic!("{found:?}"),
+            }
+        };
+        check((12, 18), &[((12, 18), 18)], Ok("at 12"));
+        check((12, 18), &[((0, 30), 18)], Ok(""));
+        // Over two of them, and three.
+        check((12, 28), &[((0, 20), 20), ((20, 40), 28)], Ok(""));
+        check((12, 28), &[((12, 20), 20), ((20, 25), 25), ((25, 40), 28)], Ok("at 12"));
+        // One is cut where the next begins.
+        check((12, 28), &[((0, 20), 15), ((15, 40), 28)], Ok(""));
+        check((12, 28), &[((0, 20), 20)], Err("ends at 14"));
+        check((12, 28), &[((0, 20), 20), ((22, 40), 28)], Err("ends at 14"));
+        check((12, 28), &[], Err("ends at c"));
+        let mut counted = stored(0, 30);
+        counted.bytes = Bytes::from_static(b"few");
+        let wanted = part(0, 12, 30).1;
+        let error = join(vec![(counted.clone(), counted.segment.clone())], &wanted).unwrap_err();
+        assert!(error.to_string().contains("do not count bytes"), "{error}");
+        assert_eq!(
+            join(vec![(counted.clone(), counted.segment.clone())], &counted.segment).unwrap().bytes,
+            "few"
+        );
     }
 
     #[test]

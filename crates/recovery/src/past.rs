@@ -302,6 +302,7 @@ mod tests {
         Piece {
             generation: 1,
             seq,
+            is_sealed: false,
             first: Place::new("a", first),
             last: Place::new("a", last),
             bracket: Bracket { earliest: at(first), latest: at(last) },

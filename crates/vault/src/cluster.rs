@@ -250,25 +250,44 @@ impl ClusterVault {
     /// # Errors
     /// `Damaged`, `NoIdentity`, the store's.
     pub async fn read_log(&self, object: &LogObject) -> Result<LogContent> {
-        let body = self.vault.store().get(&object.key).await.map_err(|error| match error.kind {
-            Kind::NotFound => Error::damaged(&object.key, "it is missing"),
-            _ => error.into(),
-        })?;
-        let (keys, object) = (Arc::clone(self.vault.keys()), object.clone());
-        mainstay_store::spawn_blocking(move || {
-            log::check(&keys, &object, &body)?;
-            log::decode(&keys, &object, &body)
-        })
-        .await
+        let found = self.find_log(object).await?;
+        found.ok_or_else(|| Error::damaged(&object.key, "it is missing"))
     }
 
-    /// As [`Self::read_log`], and blocks.
+    /// As [`Self::read_log`]; `None` where the object is not there any more, since a tail goes when a sealed object covers it.
     ///
     /// # Errors
-    /// As [`Self::read_log`].
-    pub fn read_log_blocking(&self, object: &LogObject) -> Result<LogContent> {
+    /// `Damaged`, `NoIdentity`, the store's.
+    pub async fn find_log(&self, object: &LogObject) -> Result<Option<LogContent>> {
+        let body = match self.vault.store().get(&object.key).await {
+            Ok(body) => body,
+            Err(error) if error.kind == Kind::NotFound => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let (keys, object) = (Arc::clone(self.vault.keys()), object.clone());
+        let decode = move || {
+            log::check(&keys, &object, &body)?;
+            log::decode(&keys, &object, &body)
+        };
+        mainstay_store::spawn_blocking(decode).await.map(Some)
+    }
+
+    /// As [`Self::find_log`], and blocks.
+    ///
+    /// # Errors
+    /// As [`Self::find_log`].
+    pub fn find_log_blocking(&self, object: &LogObject) -> Result<Option<LogContent>> {
         let (this, object) = (self.clone(), object.clone());
-        mainstay_store::wait(async move { this.read_log(&object).await })
+        mainstay_store::wait(async move { this.find_log(&object).await })
+    }
+
+    /// As [`Self::log_objects`], and blocks.
+    ///
+    /// # Errors
+    /// As [`Self::log_objects`].
+    pub fn log_objects_blocking(&self, incarnation: &str, lane: &Lane) -> Result<Vec<LogObject>> {
+        let (this, incarnation, lane) = (self.clone(), incarnation.to_owned(), lane.clone());
+        mainstay_store::wait(async move { this.log_objects(&incarnation, &lane).await })
     }
 
     /// What a prune would do now. Touches nothing. What an earlier prune marked more than `grace` ago is to be deleted.

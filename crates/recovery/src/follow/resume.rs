@@ -62,7 +62,8 @@ pub(super) fn history_of(objects: &[LogObject]) -> History {
         match object.kind {
             LogKind::Tail | LogKind::Sealed => {
                 let (first, last, bracket) = (segment.first, segment.last, segment.bracket);
-                pieces.push(Piece { generation, seq, first, last, bracket });
+                let is_sealed = object.kind == LogKind::Sealed;
+                pieces.push(Piece { generation, seq, is_sealed, first, last, bracket });
             }
             LogKind::Beat => beats.push(Beat { generation, at: segment.first, time: segment.bracket }),
             LogKind::Hole => {

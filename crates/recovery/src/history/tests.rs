@@ -12,7 +12,11 @@ fn at(epoch: &str, offset: u64) -> Place {
 
 fn piece(generation: u64, seq: u64, epoch: &str, first: u64, last: u64) -> Piece {
     let bracket = Bracket::exactly(Instant(i64::try_from(last).unwrap()));
-    Piece { generation, seq, first: at(epoch, first), last: at(epoch, last), bracket }
+    Piece { generation, seq, is_sealed: false, first: at(epoch, first), last: at(epoch, last), bracket }
+}
+
+fn sealed(generation: u64, seq: u64, epoch: &str, first: u64, last: u64) -> Piece {
+    Piece { is_sealed: true, ..piece(generation, seq, epoch, first, last) }
 }
 
 fn branch(generation: u64, seq: u64, epoch: &str, parent: Option<(&str, u64)>, first: u64) -> Branched {
@@ -52,6 +56,51 @@ fn tails_give_way_to_the_sealed_segment() {
         piece(1, 4, "a", 20, 25),
     ];
     check(pieces, vec![], vec![], "a:0-20+a:20-25 to 25");
+}
+
+#[test]
+fn sealed_segments_are_chosen_wherever_they_reach() {
+    // One tail is all that the sealed one is.
+    let check = |pieces: Vec<Piece>, expect: &str| {
+        let history = History::new(pieces, vec![], vec![], vec![]);
+        let line = history.lines().remove(0);
+        let is_sealed = |p: &Part| if history.pieces()[p.piece].is_sealed { "s" } else { "t" };
+        let kinds: String = line.runs.iter().flat_map(|run| &run.parts).map(is_sealed).collect();
+        assert_eq!(format!("{kinds} {}", write(&history, &line)), expect);
+    };
+    check(vec![piece(1, 1, "a", 0, 20), sealed(1, 2, "a", 0, 20)], "s a:0-20 to 20");
+    check(vec![sealed(1, 1, "a", 0, 20), piece(1, 2, "a", 0, 20)], "s a:0-20 to 20");
+    // A tail that straddles two of them is not wanted.
+    let straddled = vec![
+        piece(1, 1, "a", 0, 5),
+        piece(1, 2, "a", 5, 12),
+        sealed(1, 3, "a", 0, 8),
+        sealed(1, 4, "a", 8, 20),
+        piece(1, 5, "a", 20, 25),
+    ];
+    check(straddled, "sst a:0-8+a:8-20+a:20-25 to 25");
+    // One that reaches beyond all of them is, from its own beginning on.
+    let beyond = vec![sealed(1, 1, "a", 0, 5), piece(1, 2, "a", 3, 9), sealed(1, 3, "a", 5, 8)];
+    check(beyond, "st a:0-3+a:3-9 to 9");
+}
+
+#[test]
+fn what_is_lost_ends_a_run_and_brings_no_zombie_back() {
+    let pieces = vec![
+        piece(1, 1, "a", 0, 10),
+        piece(1, 2, "a", 10, 30),
+        piece(2, 1, "a", 15, 20),
+        piece(2, 2, "a", 20, 25),
+        sealed(2, 3, "a", 20, 25),
+    ];
+    let lines = |lost: &[usize]| {
+        let history = History::new(pieces.clone(), vec![], vec![], vec![]);
+        let history = lost.iter().fold(history, |history, piece| history.without(*piece));
+        write(&history, &history.lines()[0])
+    };
+    assert_eq!(lines(&[]), "a:0-10+a:10-15+a:15-20+a:20-25 to 25");
+    assert_eq!(lines(&[2]), "a:0-10+a:10-15 to 30 / a:20-25 to 25");
+    assert_eq!(lines(&[4]), "a:0-10+a:10-15+a:15-20+a:20-25 to 25");
 }
 
 #[test]

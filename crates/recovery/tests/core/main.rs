@@ -4,4 +4,5 @@ mod fake;
 mod faults;
 mod lab;
 mod local;
+mod long;
 mod paths;

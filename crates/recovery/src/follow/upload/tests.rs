@@ -38,7 +38,8 @@ impl Target for Kept {
                     assert_eq!(log.bytes, bytes(log.segment.first.offset.low(), log.bytes.len()));
                     assert_eq!(log.carry, format!("at {}", log.segment.first.offset.low()));
                     let Segment { first, last, bracket } = log.segment.clone();
-                    inner.pieces.push(history::Piece { generation, seq, first, last, bracket });
+                    let is_sealed = matches!(entry, LogEntry::Sealed(_));
+                    inner.pieces.push(history::Piece { generation, seq, is_sealed, first, last, bracket });
                 }
                 LogEntry::Branch { branch, .. } => {
                     inner.branches.push(history::Branched { generation, seq, branch: branch.clone() });
