@@ -308,6 +308,16 @@ pub struct RecoverPlanArgs {
     pub what: String,
     #[command(flatten)]
     pub target: TargetArgs,
+    #[command(flatten)]
+    pub begin: BeginArgs,
+}
+
+/// Which snapshots a restore begins with.
+#[derive(Args, Clone, Debug, Default)]
+pub struct BeginArgs {
+    /// Begin with this snapshot instead of the newest that reaches the target; of a group, one for each cluster that it matters for
+    #[arg(long = "snapshot", value_name = "ID")]
+    pub snapshots: Vec<String>,
 }
 
 #[derive(Args, Debug)]
@@ -317,6 +327,8 @@ pub struct RecoverRunArgs {
     pub what: String,
     #[command(flatten)]
     pub target: TargetArgs,
+    #[command(flatten)]
+    pub begin: BeginArgs,
     /// `sandbox`, or the environment's name to replace its data
     #[arg(long, value_name = "sandbox|ENV", default_value = "sandbox")]
     pub into: String,
@@ -364,6 +376,8 @@ pub struct ProveArgs {
     pub what: String,
     #[command(flatten)]
     pub target: ProveTarget,
+    #[command(flatten)]
+    pub begin: BeginArgs,
 }
 
 /// As [`TargetArgs`], with the latest instant as the default.
@@ -385,6 +399,20 @@ pub struct ProveTarget {
     /// The latest instant that every log reaches (the default)
     #[arg(long)]
     pub latest: bool,
+}
+
+impl TargetArgs {
+    /// As it was written.
+    pub fn written(&self) -> String {
+        let all = [
+            ("--at", &self.at),
+            ("--point", &self.point),
+            ("--position", &self.position),
+            ("--name", &self.name),
+        ];
+        let given = all.into_iter().find_map(|(flag, value)| Some(format!("{flag} {}", value.as_ref()?)));
+        given.unwrap_or_else(|| "--latest".to_owned())
+    }
 }
 
 impl From<ProveTarget> for TargetArgs {

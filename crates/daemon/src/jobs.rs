@@ -152,6 +152,8 @@ impl Daemon {
             fleet: self.config.fleet.name.to_string(),
             environment: self.config.fleet.environment.name.to_string(),
             subject: of.cluster.name.to_string(),
+            snapshots: vec![],
+            command: None,
             jobs: self.config.jobs,
             began: Monotonic::now(),
             progress: Arc::new(Quiet),

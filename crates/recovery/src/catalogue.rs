@@ -10,13 +10,15 @@ use bytes::Bytes;
 use mainstay_model::{Branch, Instant, Lane, Offset};
 use mainstay_vault::{ClusterVault, LogContent, LogKind, LogObject, SnapshotRecord};
 
-use crate::error::{Doing, Result};
+use crate::Protected;
+use crate::error::{Doing, Error, Result};
 use crate::fetch::{Source, VaultFetch};
 use crate::history::{Beat, Branched, Gap, History, Piece};
 use crate::log::{LaneLog, StoredLog};
 use crate::past::{Life, Past, SnapshotAt, Stretch};
 
 /// What the vault holds of a cluster.
+#[derive(Clone)]
 pub struct Catalogue {
     /// The cluster's backups.
     pub vault: ClusterVault,
@@ -26,6 +28,8 @@ pub struct Catalogue {
     pub records: BTreeMap<String, SnapshotRecord>,
     /// Snapshots whose manifest is damaged: the id, and what is wrong.
     pub damaged: Vec<(String, String)>,
+    /// Whether log was taken out of the past since it is damaged.
+    pub(crate) is_without_log: bool,
     /// The log's objects, per incarnation and lane.
     lanes: BTreeMap<(String, Lane), Objects>,
 }
@@ -84,7 +88,67 @@ impl Catalogue {
         lives.sort_by_key(begun);
         let records = records.into_iter().map(|r| (r.id.clone(), r)).collect();
         let damaged = damaged.into_iter().map(|(id, error)| (id, error.to_string())).collect();
-        Ok(Self { vault: vault.clone(), past: Past { lives }, records, damaged, lanes })
+        Ok(Self {
+            vault: vault.clone(),
+            past: Past { lives },
+            records,
+            damaged,
+            is_without_log: false,
+            lanes,
+        })
+    }
+
+    /// The same as though a damaged object were not there, and no snapshot that needs it. `None` where nothing here needs it.
+    ///
+    /// # Errors
+    /// The store's.
+    pub(crate) async fn without(&self, of: &Protected, object: Option<&str>) -> Result<Option<Self>> {
+        let Some(object) = object else { return Ok(None) };
+        for ((incarnation, lane), objects) in &self.lanes {
+            let Some(piece) = objects.pieces.iter().position(|piece| piece.key == object) else { continue };
+            let mut less = self.clone();
+            let lives = less.past.lives.iter_mut().filter(|life| life.incarnation == *incarnation);
+            for stream in lives.filter_map(|life| life.lanes.get_mut(lane)) {
+                *stream = stream.history.clone().without(piece).into();
+            }
+            less.is_without_log = true;
+            return Ok(Some(less));
+        }
+        let is_in = |id: &String| {
+            object.contains(&format!("/snap/{id}/")) || object.ends_with(&format!("/snap/{id}"))
+        };
+        let mut needing: Vec<String> = self.records.keys().filter(|id| is_in(id)).cloned().collect();
+        if object.contains("/packs/") {
+            for id in self.records.keys() {
+                match of.vault.packs_needed(id).await {
+                    Ok(needed) if !needed.contains_key(object) => {}
+                    // One that cannot say what it needs is not to be had either.
+                    Ok(_)
+                    | Err(mainstay_vault::Error::Damaged { .. } | mainstay_vault::Error::NotFound(_)) => {
+                        needing.push(id.clone());
+                    }
+                    Err(source) => {
+                        let what = format!("read what snapshot {id} needs");
+                        return Err(Error::Vault { what, source });
+                    }
+                }
+            }
+        }
+        Ok((!needing.is_empty()).then(|| self.without_snapshots(&needing)))
+    }
+
+    /// The same without some snapshots.
+    pub(crate) fn without_snapshots(&self, ids: &[String]) -> Self {
+        let mut less = self.clone();
+        for life in &mut less.past.lives {
+            life.snapshots.retain(|snapshot| !ids.contains(&snapshot.id));
+        }
+        less
+    }
+
+    /// Whether a snapshot is among those that can be had.
+    pub(crate) fn has_snapshot(&self, id: &str) -> bool {
+        self.past.lives.iter().flat_map(|life| &life.snapshots).any(|snapshot| snapshot.id == id)
     }
 
     /// The log behind the snapshots of one life: of each lane the stretch that is given.

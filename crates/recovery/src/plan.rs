@@ -1,13 +1,16 @@
 //! What a restore would do: a value, made without touching anything.
 //!
 //! Per cluster: the snapshot to begin with, and the place in every lane where its log is cut. Everything that can be known beforehand is:
-//! keys that are missing, targets outside the window or in a hole, damaged manifests, indexes and log up to the cut. Then the plan is refused,
-//! and each [`Refusal`] says what can be had instead. A target is never changed: another snapshot may be taken for the same target (with a
+//! keys that are missing, targets outside the window or in a hole, packs that are missing or of another size, damaged manifests and indexes, and
+//! the log that the cut is looked for in (with [`PlanOptions::check`]: everything). Then the plan is refused, and each [`Refusal`] says what
+//! can be had instead. A target is never changed: another snapshot may be taken for the same target (with a
 //! warning that says why), another target never.
 
 mod cut;
+mod damage;
 mod refusal;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,13 +20,14 @@ use mainstay_model::{Bracket, Instant, Lane, Position};
 use mainstay_vault::{SnapshotReader, SnapshotRecord};
 use serde::Serialize;
 
+pub use damage::{Command, say_instead};
 pub use refusal::Refusal;
 
 use crate::Protected;
 use crate::catalogue::Catalogue;
 use crate::error::{Doing, Error, Result};
 use crate::log::StoredLog;
-use crate::past::{Life, Stretch};
+use crate::past::{Life, Past, Stretch};
 use cut::Skew;
 
 /// What to restore to.
@@ -70,7 +74,8 @@ impl Target {
 /// How to plan.
 #[derive(Clone, Debug, Default)]
 pub struct PlanOptions {
-    /// Of a cluster that one of these is of: begin with that, instead of the newest that reaches the target.
+    /// Of a cluster that one of these is of: begin with that, instead of the newest that reaches the target. Refused where it does not reach it,
+    /// and where it is of none of the clusters.
     pub snapshots: Vec<String>,
     /// Snapshots not to begin with: of each cluster the next best one is taken. For proofs.
     pub avoid: Vec<String>,
@@ -184,6 +189,16 @@ pub async fn plan(members: &[Protected], target: &Target, options: &PlanOptions)
             Refusal::new("invalid", "target", what).instead("name the cluster, or give --at or --point"),
         );
     }
+    for id in &options.snapshots {
+        let is_known = |c: &Catalogue| c.records.contains_key(id) || c.damaged.iter().any(|(of, _)| of == id);
+        if !catalogues.iter().any(is_known) {
+            let subject = members.first().map_or("target", |of| of.cluster.name.as_str());
+            plan.refusals.push(
+                Refusal::new("no-snapshot", subject, format!("there is no snapshot {id} of it"))
+                    .instead("name one of `mainstay backup list`"),
+            );
+        }
+    }
     if !plan.refusals.is_empty() {
         return Ok(Planned { plan, ready: vec![] });
     }
@@ -267,6 +282,9 @@ fn latest<'a>(
     })
 }
 
+/// How many damaged objects a plan of one cluster goes round.
+const DAMAGED_MAX: usize = 32;
+
 type Answer<T> = std::result::Result<T, Refusal>;
 
 /// Plans one cluster.
@@ -277,17 +295,15 @@ async fn one(
     options: &PlanOptions,
 ) -> Result<Answer<(Ready, Skew)>> {
     let cluster = of.cluster.name.as_str();
-    let past = &catalogue.past;
     let found_name;
-    let (wanted, mut candidates) = match asked {
-        Asked::Time(at) => (Wanted::Time(*at), past.for_time(*at)),
+    let wanted = match asked {
+        Asked::Time(at) => Wanted::Time(*at),
         Asked::End => {
-            let to = past.windows().iter().map(|w| w.to).max().unwrap_or(Instant::MIN);
-            (Wanted::End(to), past.for_time(to))
+            Wanted::End(catalogue.past.windows().iter().map(|w| w.to).max().unwrap_or(Instant::MIN))
         }
-        Asked::Position(position) => (Wanted::Position(position), past.for_position(position)),
+        Asked::Position(position) => Wanted::Position(position),
         Asked::Positions(positions, _) => match positions.get(cluster) {
-            Some(position) => (Wanted::Position(position), past.for_position(position)),
+            Some(position) => Wanted::Position(position),
             None => {
                 let what = "the point holds no position of it";
                 return Ok(Err(
@@ -298,39 +314,48 @@ async fn one(
         Asked::Name(name) => match cut::find_name(of, catalogue, name).await? {
             Ok(position) => {
                 found_name = position;
-                (Wanted::Position(&found_name), past.for_position(&found_name))
+                Wanted::Position(&found_name)
             }
             Err(refusal) => return Ok(Err(refusal)),
         },
     };
-    let id_of = |&(life, copy): &(usize, usize)| past.lives[life].snapshots[copy].id.clone();
-    if let Some(only) = options.snapshots.iter().find(|id| catalogue.records.contains_key(*id)) {
-        let others: Vec<String> = candidates.iter().map(id_of).collect();
-        candidates.retain(|c| id_of(c) == *only);
-        if candidates.is_empty() {
-            let refusal =
-                Refusal::new("no-snapshot", cluster, format!("snapshot {only} does not reach the target"));
-            return Ok(Err(refusal.instead_each(others.iter().map(|id| format!("begin with {id}")))));
-        }
-    }
-    candidates.retain(|c| !options.avoid.contains(&id_of(c)));
-    if candidates.is_empty() {
-        return Ok(Err(wanted.unreached(cluster, catalogue)));
-    }
-    let mut warnings = Vec::new();
-    let mut last = None;
-    for (index, candidate) in candidates.iter().enumerate() {
-        let others = candidates[index + 1..].iter().map(id_of).collect();
-        match begin(of, catalogue, *candidate, &wanted, options).await? {
+    let only = options.snapshots.iter().find(|id| {
+        catalogue.records.contains_key(*id) || catalogue.damaged.iter().any(|(damaged, _)| damaged == *id)
+    });
+    // As though what is found damaged were not there: what is wrong with one object is no reason to refuse what others give.
+    let mut left = Cow::Borrowed(catalogue);
+    let (mut warnings, mut last) = (Vec::new(), None);
+    for _ in 0..DAMAGED_MAX {
+        let mut candidates = wanted.candidates(&left.past);
+        let id_of = |&(life, copy): &(usize, usize)| left.past.lives[life].snapshots[copy].id.clone();
+        candidates.retain(|c| !options.avoid.contains(&id_of(c)));
+        let (chosen, others): (Vec<_>, Vec<_>) =
+            candidates.iter().partition(|c| only.is_none_or(|only| id_of(c) == *only));
+        let Some((best, next)) = chosen.split_first() else {
+            let others = others.into_iter().map(|c| format!("begin with another: --snapshot {}", id_of(c)));
+            let what = only.map(|id| format!("snapshot {id} does not reach the target"));
+            let refusal = match (last, what) {
+                (Some(damaged), _) => damage::left(damaged, others.collect(), &left),
+                (None, Some(what)) => Refusal::new("no-snapshot", cluster, what)
+                    .instead_each(others)
+                    .instead_each(refusal::windows(&left)),
+                (None, None) => wanted.unreached(cluster, &left),
+            };
+            return Ok(Err(refusal));
+        };
+        match begin(of, &left, **best, &wanted, options).await? {
             Ok((mut ready, skew)) => {
-                ready.plan.others = others;
+                ready.plan.others = next.iter().chain(&others).map(|c| id_of(c)).collect();
                 ready.plan.warnings.append(&mut warnings);
                 return Ok(Ok((ready, skew)));
             }
-            // Damage in one snapshot is no reason to refuse what another gives.
             Err(refusal) if refusal.code == "damaged" => {
-                warnings.push(format!("snapshot {} is passed over: {}", id_of(candidate), refusal.what));
+                warnings.push(format!("{}; the target is had without it", refusal.what));
+                let (less, id) = (left.without(of, refusal.object.as_deref()).await?, id_of(best));
+                let is_less = less.iter().any(|less| less.is_without_log || !less.has_snapshot(&id));
+                let less = less.filter(|_| is_less).unwrap_or_else(|| left.without_snapshots(&[id]));
                 last = Some(refusal);
+                left = Cow::Owned(less);
             }
             Err(refusal) => return Ok(Err(refusal)),
         }
@@ -347,6 +372,14 @@ enum Wanted<'a> {
 }
 
 impl Wanted<'_> {
+    /// The snapshots that lead there, the best first.
+    fn candidates(&self, past: &Past) -> Vec<(usize, usize)> {
+        match self {
+            Self::Time(at) | Self::End(at) => past.for_time(*at),
+            Self::Position(position) => past.for_position(position),
+        }
+    }
+
     fn unreached(&self, cluster: &str, catalogue: &Catalogue) -> Refusal {
         match self {
             Self::Time(at) | Self::End(at) => Refusal::time(cluster, *at, catalogue),
@@ -379,6 +412,9 @@ async fn begin(
             return Err(Error::Vault { what: format!("open snapshot {} of {cluster}", copy.id), source });
         }
     };
+    if let Some(refusal) = damage::missing(of, &record).await? {
+        return Ok(Err(refusal));
+    }
     let stretches = stretches(life, copy_index, wanted);
     let log = match catalogue.log(life_index, stretches).await {
         Ok(log) => Arc::new(log),
@@ -390,12 +426,12 @@ async fn begin(
     let reach = life.reach(copy).map_or(copy.at.latest, |reach| reach.to);
     let found = match cut::position(of, copy, &log, wanted, reach).await? {
         Ok(found) => found,
-        Err(refusal) => return Ok(Err(refusal.later_snapshots(catalogue))),
+        Err(refusal) => return Ok(Err(refusal)),
     };
     if options.check
         && let Err(refusal) = cut::check(of, &copy.id, &log, &found.position).await?
     {
-        return Ok(Err(refusal.later_snapshots(catalogue)));
+        return Ok(Err(refusal));
     }
     let window_to = catalogue.past.windows().iter().map(|w| w.to).max().unwrap_or(reach);
     let restored_to = match wanted {

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Protected;
 use crate::error::{Doing, Error, Result};
-use crate::plan::{PlanOptions, Planned, PointTarget, Target, plan};
+use crate::plan::{Command, PlanOptions, Planned, PointTarget, Ready, Target, plan, say_instead};
 use crate::restore::{Restored, RunOptions, Site, restore, within};
 
 /// How long the checks of one cluster may take.
@@ -53,6 +53,10 @@ pub struct ProveOptions {
     pub environment: String,
     /// The cluster or the group.
     pub subject: String,
+    /// As [`PlanOptions::snapshots`].
+    pub snapshots: Vec<String>,
+    /// How it was asked for, where somebody did.
+    pub command: Option<Command>,
     /// How many files are written at once.
     pub jobs: usize,
     /// When the command began.
@@ -128,9 +132,13 @@ pub async fn prove(
     sandboxes: &dyn Sandboxes,
     options: &ProveOptions,
 ) -> Result<Proof> {
-    let first = plan(members, target, &PlanOptions::default()).await?.accepted()?;
+    let begin = PlanOptions { snapshots: options.snapshots.clone(), ..PlanOptions::default() };
+    let first = plan(members, target, &begin).await?.accepted()?;
     let id = &options.id;
-    let looked = with_sandbox(&first, sandboxes, id, true, options).await?;
+    let looked = match (with_sandbox(&first, sandboxes, id, true, options).await, &options.command) {
+        (Err(error), Some(command)) => return Err(say_instead(error, &first, command).await),
+        (looked, _) => looked?,
+    };
     let rto_seconds = options.began.elapsed().as_secs_f64();
     let mut proof = Proof {
         proof: id.clone(),
@@ -209,7 +217,20 @@ async fn cross(
         }
         return Ok(());
     }
-    let again = with_sandbox(&second, sandboxes, &format!("{}-x", options.id), false, options).await?;
+    let again = with_sandbox(&second, sandboxes, &format!("{}-x", options.id), false, options).await;
+    let again = match again {
+        Err(Error::Engine { what, source }) if source.kind == engine::Kind::Damaged => {
+            // Which cluster's it is stands in its name.
+            let is_of = |r: &&Ready| source.what.contains(&format!("{}/", r.of.vault.prefix()));
+            let hurt = second.ready.iter().find(is_of).or(second.ready.first());
+            let cluster = hurt.map_or(options.subject.as_str(), |r| r.plan.cluster.as_str());
+            let snapshot = hurt.map_or("another snapshot", |r| r.plan.snapshot.as_str());
+            let found = format!("{what}: {}", source.what);
+            proof.checks.push(crossed(cluster, snapshot.to_owned(), "restorable".to_owned(), found));
+            return Ok(());
+        }
+        again => again?,
+    };
     for ready in &second.ready {
         let cluster = &ready.plan.cluster;
         if let Some(of) = proof.clusters.iter_mut().find(|c| c.cluster == *cluster) {

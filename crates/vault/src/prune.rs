@@ -186,7 +186,7 @@ impl Seen {
     }
 }
 
-async fn read_packs(cluster: &ClusterVault, place: &str, part: &str) -> Result<Vec<PackInfo>> {
+pub(crate) async fn read_packs(cluster: &ClusterVault, place: &str, part: &str) -> Result<Vec<PackInfo>> {
     let key = format!("{place}/{part}");
     let cipher = match cluster.vault().store().get(&key).await {
         Ok(cipher) => cipher,

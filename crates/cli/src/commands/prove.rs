@@ -4,6 +4,7 @@ use std::time::Instant as Monotonic;
 
 use mainstay_api::{CheckRow, Difference, Proof};
 use mainstay_model::Instant;
+use mainstay_recovery::plan::Command;
 use mainstay_recovery::prove::{ProofCheck, ProveOptions, prove};
 
 use super::Cx;
@@ -27,6 +28,13 @@ pub async fn run(cx: &Cx, args: ProveArgs) -> Result {
         fleet: session.fleet.name.to_string(),
         environment: session.fleet.environment.name.to_string(),
         subject: args.what.clone(),
+        snapshots: args.begin.snapshots.clone(),
+        command: Some(Command {
+            verb: format!("mainstay prove {}", args.what),
+            target: target_args.written(),
+            rest: String::new(),
+            snapshots: args.begin.snapshots.clone(),
+        }),
         jobs: 2,
         began,
         progress: bar.clone(),

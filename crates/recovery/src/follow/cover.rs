@@ -103,7 +103,8 @@ impl Follower {
         let ends = lanes.iter().map(|lane| {
             let spool = lane.spool()?;
             let is_complete = spool.complete_to().is_some_and(|to| to >= since);
-            let end = spool.durable().borrow().clone()?;
+            // What came and is not durable yet is part of what there is now: its times may have said so.
+            let end = spool.end().or_else(|| spool.durable().borrow().clone())?;
             is_complete.then(|| (lane.lane.clone(), end))
         });
         ends.collect()

@@ -192,11 +192,10 @@ pub(super) async fn check(
         verified.map_err(|source| Error::Vault { what: format!("verify snapshot {snapshot}"), source })?;
     Ok(match verified.damaged.first() {
         None => Ok(()),
-        Some(damage) => Err(Refusal::new(
-            "damaged",
-            cluster,
-            format!("`{}` is damaged: {}", damage.object, damage.reason),
-        )),
+        Some(damage) => {
+            let what = format!("`{}` is damaged: {}", damage.object, damage.reason);
+            Err(Refusal { object: Some(damage.object.clone()), ..Refusal::new("damaged", cluster, what) })
+        }
     })
 }
 
@@ -209,6 +208,11 @@ fn refused<T>(cluster: &str, error: engine::Error, doing: &str) -> Result<Answer
         _ => return Err(Error::Engine { what: format!("{doing} of {cluster}"), source: Box::new(error) }),
     };
     let mut refusal = Refusal::new(code, cluster, error.what.clone()).instead_each(error.hint.clone());
+    if error.kind == Kind::Damaged {
+        refusal.object = super::damage::object_in(&error);
+        // What can be had instead is known better here.
+        refusal.instead.clear();
+    }
     if let Kind::Ambiguous { candidates } = error.kind {
         refusal = refusal.instead_each(candidates);
     }

@@ -18,6 +18,9 @@ pub struct Refusal {
     pub what: String,
     /// What can be had instead.
     pub instead: Vec<String>,
+    /// The damaged object, where one is why.
+    #[serde(skip)]
+    pub object: Option<String>,
 }
 
 impl fmt::Display for Refusal {
@@ -28,7 +31,7 @@ impl fmt::Display for Refusal {
 
 impl Refusal {
     pub(super) fn new(code: &'static str, subject: &str, what: impl Into<String>) -> Self {
-        Self { code, subject: subject.to_owned(), what: what.into(), instead: vec![] }
+        Self { code, subject: subject.to_owned(), what: what.into(), instead: vec![], object: None }
     }
 
     pub(super) fn instead(mut self, what: impl Into<String>) -> Self {
@@ -43,11 +46,12 @@ impl Refusal {
 
     /// What a failure of the vault means for a plan.
     pub(super) fn of_vault(subject: &str, error: &mainstay_vault::Error) -> Self {
-        let code = match error {
-            mainstay_vault::Error::Damaged { .. } => "damaged",
-            other => other.code(),
-        };
-        Self::new(code, subject, error.to_string()).instead_each(error.hint())
+        match error {
+            mainstay_vault::Error::Damaged { object, .. } => {
+                Self { object: Some(object.clone()), ..Self::new("damaged", subject, error.to_string()) }
+            }
+            other => Self::new(other.code(), subject, other.to_string()).instead_each(other.hint()),
+        }
     }
 
     /// There is none.
@@ -92,11 +96,6 @@ impl Refusal {
             refusal.what.push_str(&format!("; the manifest of snapshot {id} is damaged ({reason})"));
         }
         refusal
-    }
-
-    /// Damage, or log that does not reach: what later snapshots give.
-    pub(super) fn later_snapshots(self, catalogue: &Catalogue) -> Self {
-        if self.code == "damaged" { self.instead_each(windows(catalogue)) } else { self }
     }
 }
 

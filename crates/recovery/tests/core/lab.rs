@@ -218,6 +218,8 @@ pub fn prove_options(id: &str) -> ProveOptions {
         fleet: "shop".into(),
         environment: "local".into(),
         subject: "orders".into(),
+        snapshots: vec![],
+        command: None,
         jobs: 2,
         began: Monotonic::now(),
         progress: Arc::new(Quiet),

@@ -35,14 +35,14 @@ async fn tails() -> (Lab, Vec<SegmentData>) {
     lab.snapshot().await;
     // One follower, so that all of it is of one generation, and of one file of the spool, so that nothing is sealed yet.
     let follower = Follower::start(lab.of.clone(), follow_options());
-    for round in 0..6 {
+    for round in 0..10 {
         lab.write(round * 10, 5);
         follower.wait_until(&Until::Now, Duration::from_secs(60)).await.unwrap();
     }
     follower.stop().await;
     let log = planned(&lab).await;
     let data: Vec<_> = (0..log.segments(&lane()).len()).map(|n| read(&log, n).unwrap()).collect();
-    assert!(data.len() >= 6, "{data:?}");
+    assert!(data.len() >= 4, "only {} tails", data.len());
     (lab, data)
 }
 

@@ -15,7 +15,11 @@ pub async fn run(cx: &Cx, args: &RecoverPlanArgs) -> Result {
     let members =
         session.all_protected(&session.select(std::slice::from_ref(&args.what))?, Missing::Fail).await?;
     let target = target::read(&session, &args.what, &members, &args.target).await?;
-    let planned = plan(&members, &target, &PlanOptions::default()).await?.accepted()?;
+    let options = PlanOptions { snapshots: args.begin.snapshots.clone(), ..PlanOptions::default() };
+    let planned = plan(&members, &target, &options).await?.accepted()?;
+    for warning in planned.ready.iter().flat_map(|ready| &ready.plan.warnings) {
+        cx.printer.say(format!("warning: {warning}"));
+    }
     cx.printer.result(&describe(&planned), text)
 }
 

@@ -7,7 +7,7 @@ use std::time::Instant as Monotonic;
 use mainstay_api as api;
 use mainstay_engine::Ttl;
 use mainstay_model::Objective;
-use mainstay_recovery::plan::{PlanOptions, Planned, plan};
+use mainstay_recovery::plan::{Command, PlanOptions, Planned, plan, say_instead};
 use mainstay_recovery::restore::{Restored, RunOptions, restore};
 use mainstay_runtime::{Sandbox, SandboxCluster};
 
@@ -34,15 +34,22 @@ pub async fn run(cx: &Cx, args: &RecoverRunArgs) -> Result {
         session.all_protected(&session.select(std::slice::from_ref(&args.what))?, Missing::Fail).await?;
     let target = target::read(&session, &args.what, &members, &args.target).await?;
     // What takes the place of running data is read and checked whole before anything is touched.
-    let options = PlanOptions { check: args.into != "sandbox", ..PlanOptions::default() };
+    let snapshots = args.begin.snapshots.clone();
+    let options = PlanOptions { snapshots, check: args.into != "sandbox", ..PlanOptions::default() };
     let planned = plan(&members, &target, &options).await?.accepted()?;
     if args.into != "sandbox" {
         return operation::begin(&session, &planned, args, began).await;
     }
     let ttl = if args.ttl == Some(TtlArg::Absolute) { Ttl::Absolute } else { Ttl::Shift };
     let bar = cx.bar(format!("restore {}", args.what));
-    let done =
-        into_sandbox(&session, &planned, "recover", ttl, usize::from(args.jobs), began, bar.clone()).await;
+    let command = Command {
+        verb: format!("mainstay recover run {}", args.what),
+        target: args.target.written(),
+        rest: String::new(),
+        snapshots: args.begin.snapshots.clone(),
+    };
+    let making = Making { purpose: "recover", ttl, jobs: usize::from(args.jobs), began, command };
+    let done = into_sandbox(&session, &planned, &making, bar.clone()).await;
     bar.finish();
     let (mut sandbox, restored) = done?;
     let restored = leaving(&planned, &restored);
@@ -51,14 +58,22 @@ pub async fn run(cx: &Cx, args: &RecoverRunArgs) -> Result {
     cx.printer.result(&restored, text)
 }
 
-/// Makes a sandbox and restores a plan into it. Nothing is left of it when that fails or is stopped.
-pub async fn into_sandbox(
-    session: &Session<'_>,
-    planned: &Planned,
-    purpose: &str,
+/// How a sandbox is made.
+struct Making {
+    purpose: &'static str,
     ttl: Ttl,
     jobs: usize,
     began: Monotonic,
+    /// How it was asked for.
+    command: Command,
+}
+
+/// Makes a sandbox and restores a plan into it. Nothing is left of it when that fails or is stopped; where an object is damaged, the failure
+/// says what can be had instead.
+async fn into_sandbox(
+    session: &Session<'_>,
+    planned: &Planned,
+    making: &Making,
     bar: Arc<Bar>,
 ) -> Result<(Sandbox, Restored)> {
     let (fleet, environment) = (session.fleet.name.as_str(), session.fleet.environment.name.as_str());
@@ -68,20 +83,24 @@ pub async fn into_sandbox(
         .map(|r| SandboxCluster { cluster: &r.of.cluster, version: Some(&r.record.taken.version) })
         .collect();
     let sandbox =
-        Sandbox::create(&session.home, fleet, environment, purpose, &wanted, session.cx.engines).await?;
+        Sandbox::create(&session.home, fleet, environment, making.purpose, &wanted, session.cx.engines)
+            .await?;
     let sites = sites(&sandbox)?;
     let options = RunOptions {
         sandbox: sandbox.id().to_owned(),
-        ttl,
-        jobs,
+        ttl: making.ttl,
+        jobs: making.jobs,
         in_place: false,
         compared: false,
-        began,
+        began: making.began,
         objectives: objectives(session, planned),
         progress: bar,
     };
     let done = tokio::select! {
-        done = restore(planned, &sites, &options) => done.map_err(Failure::from),
+        done = restore(planned, &sites, &options) => match done {
+            Ok(restored) => Ok(restored),
+            Err(error) => Err(say_instead(error, planned, &making.command).await.into()),
+        },
         () = session.cx.stopped() => Err(Failure::failed("cancelled", "stopped on request", "run it again")),
     };
     match done {
