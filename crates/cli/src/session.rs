@@ -174,17 +174,26 @@ impl<'a> Session<'a> {
         Ok(vault)
     }
 
-    async fn open_vault(&self, name: &str, spec: &VaultSpec, missing: Missing) -> Result<Vault> {
+    /// Writes the format of a vault anew that has lost it, if this home holds its keys; gives whether that was needed.
+    pub async fn put_format_back(&self, spec: &VaultSpec) -> Result<bool> {
+        Ok(Vault::put_format_back(&self.store(spec)?, &self.home.keys()).await?)
+    }
+
+    fn store(&self, spec: &VaultSpec) -> Result<Store> {
         let key = |r: &Option<SecretRef>| r.as_ref().map(|r| self.secret(r)).transpose();
         let hidden = |s: mainstay_engine::Secret| mainstay_store::Secret(s.expose().to_owned());
-        let store = Store::open(&StoreSpec {
+        Ok(Store::open(&StoreSpec {
             url: spec.url.clone(),
             base_dir: self.fleet.base_dir.clone(),
             endpoint: spec.endpoint.clone(),
             region: spec.region.clone(),
             access_key: key(&spec.access_key)?.map(hidden),
             secret_key: key(&spec.secret_key)?.map(hidden),
-        })?;
+        })?)
+    }
+
+    async fn open_vault(&self, name: &str, spec: &VaultSpec, missing: Missing) -> Result<Vault> {
+        let store = self.store(spec)?;
         let keys = self.home.keys();
         if missing == Missing::Fail {
             return match Vault::open(store, &keys).await {

@@ -43,9 +43,9 @@ struct Pin {
 
 /// What was found of a snapshot.
 #[derive(Debug, Serialize, Deserialize)]
-struct Found {
-    at: Instant,
-    proof: Option<String>,
+pub(crate) struct Found {
+    pub at: Instant,
+    pub proof: Option<String>,
 }
 
 /// Manifests in memory at most.
@@ -170,8 +170,12 @@ impl ClusterVault {
         self.record_found(id, "proven", Found { at, proof: Some(proof.to_owned()) }).await
     }
 
-    /// The name tells when, so that listing is enough; only the newest is kept.
+    /// The name tells when, so that listing is enough; only the newest is kept. Nothing is recorded of a snapshot that is gone: that would seem to
+    /// have lost its manifest.
     async fn record_found(&self, id: &str, what: &str, found: Found) -> Result<()> {
+        if let Err(Error::NotFound(_)) = self.find(id).await {
+            return Ok(());
+        }
         let folder = format!("states/{id}");
         let key = format!("{folder}/{what}-{:016x}", found.at.0.max(0));
         match self.vault.create_small(&key, what, &found).await {

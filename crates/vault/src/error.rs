@@ -115,6 +115,9 @@ impl Error {
     /// What to do next.
     pub fn hint(&self) -> Option<String> {
         Some(match self {
+            Self::Damaged { object, .. } if object == crate::format::FORMAT_KEY => {
+                "put `format.json` back from a copy; if it is gone, `mainstay vault init` in a home with the vault's keys writes it anew".into()
+            }
             Self::Damaged { .. } => {
                 "run `mainstay backup verify` to see all that is damaged, and restore from another snapshot"
                     .into()

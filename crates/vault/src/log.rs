@@ -376,10 +376,10 @@ pub(crate) fn missing_before(objects: &[LogObject]) -> Vec<&LogObject> {
     let segments = || objects.iter().filter(|o| o.kind != LogKind::Branch);
     let wrong = |object: &LogObject| {
         let first = &object.segment.first;
-        // The oldest ones were pruned, and what is first now names one of them. Branches outlive them.
+        // The oldest ones were pruned, and what is first now names one of them. Branches and holes outlive them.
         let mut before = segments().filter(|o| o.sequence < object.sequence);
         if object.kind.lasts() {
-            return before.any(|o| o.kind.lasts());
+            return before.any(|o| o.kind == LogKind::Sealed);
         }
         // Behind a declared hole the log begins anew, and the beats that it began with go.
         let hole = objects.iter().rfind(|o| o.kind == LogKind::Hole && o.sequence < object.sequence);
@@ -394,6 +394,32 @@ pub(crate) fn missing_before(objects: &[LogObject]) -> Vec<&LogObject> {
     };
     let absent = |o: &&LogObject| o.previous != zeros && !tags.contains(o.previous.as_str());
     objects.iter().filter(absent).filter(|object| wrong(object)).collect()
+}
+
+/// Objects of one generation, given in order, that name one before them which is not there though one of these snapshots, which begin reading
+/// at these places, needs it: with those snapshots. Only the first ones that last, for [`missing_before`] tells of the rest. Prunes leave
+/// what a snapshot needs.
+pub(crate) fn needed_before<'a>(
+    objects: &'a [LogObject],
+    begin: &[(String, Place)],
+) -> Vec<(&'a LogObject, Vec<String>)> {
+    let lasting = || objects.iter().filter(|object| object.kind.lasts());
+    let sealed = lasting().position(|object| object.kind == LogKind::Sealed);
+    let first = lasting().take(sealed.map_or(usize::MAX, |n| n + 1));
+    let absent = |o: &&LogObject| {
+        o.previous.bytes().any(|b| b != b'0') && !objects.iter().any(|other| other.tag == o.previous)
+    };
+    let needed = |object: &'a LogObject| {
+        // Where the one before ended: log has no gap but for holes, which last.
+        let end = match object.kind {
+            LogKind::Branch => object.parent.as_ref()?,
+            _ => &object.segment.first,
+        };
+        let needs = |(_, begin): &&(String, Place)| begin.epoch == end.epoch && begin.offset < end.offset;
+        let ids: Vec<String> = begin.iter().filter(needs).map(|(id, _)| id.clone()).collect();
+        (!ids.is_empty()).then_some((object, ids))
+    };
+    first.filter(absent).filter_map(needed).collect()
 }
 
 /// Where a generation's objects are.

@@ -228,7 +228,7 @@ pub(crate) async fn plan(
     let mut plan =
         PrunePlan { at: now, keep: Vec::new(), mark: Vec::new(), delete: Vec::new(), tombs: Vec::new() };
     for look in &seen {
-        let folders = going_folders(look, &records, &why, grace, now);
+        let folders = going_folders(look, &records, &why, &marked, grace, now);
         let gone_now: HashSet<_> =
             folders.iter().map(|g| g.what.clone()).filter(|id| ripe_names.contains(id)).collect();
         let gone: HashSet<_> = folders.iter().map(|going| going.what.clone()).collect();
@@ -277,6 +277,7 @@ fn going_folders(
     look: &Seen,
     records: &[SnapshotRecord],
     why: &BTreeMap<String, Vec<String>>,
+    marked: &HashSet<String>,
     grace: Duration,
     now: Instant,
 ) -> Vec<Going> {
@@ -286,6 +287,9 @@ fn going_folders(
         let bytes = folder.objects.iter().map(|object| object.bytes).sum();
         let (kind, reason) = if folder.has_manifest {
             (GoingKind::Snapshot, "no rule keeps it")
+        } else if !folder.has_started && !marked.contains(&folder.id) {
+            // A snapshot whose manifest was lost, and no attempt: that is for verify to say, and for nobody to tidy away.
+            continue;
         } else {
             // One that is not known to have begun is half deleted.
             let begun = look.begun.get(&folder.id).copied().unwrap_or(Instant::MIN);
@@ -328,8 +332,8 @@ async fn going_log(
             } else if beginning && is_older(&object, &lane, until, &stay) {
                 "it is older than every snapshot that stays"
             } else {
-                // How epochs came to be outlives what was in them.
-                beginning &= object.kind == LogKind::Branch;
+                // How epochs came to be, and that log was lost, outlives what was in them.
+                beginning &= matches!(object.kind, LogKind::Branch | LogKind::Hole);
                 continue;
             };
             going.push(Going {
@@ -345,8 +349,9 @@ async fn going_log(
 }
 
 fn is_older(object: &LogObject, lane: &Lane, until: Instant, stay: &[&SnapshotRecord]) -> bool {
-    // How epochs came to be is small, and needed for all that grew out of them.
-    if object.kind == LogKind::Branch && !stay.is_empty() {
+    // How epochs came to be is small, and needed for all that grew out of them. A hole is nothing but its name, and without it what follows
+    // would seem to have lost what was before.
+    if matches!(object.kind, LogKind::Branch | LogKind::Hole) && !stay.is_empty() {
         return false;
     }
     let needed = stay.iter().filter_map(|r| r.taken.started.get(lane)).any(|started| {

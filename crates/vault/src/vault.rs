@@ -45,11 +45,13 @@ impl Vault {
     /// is made if there is none. The store is probed first.
     ///
     /// # Errors
-    /// `VaultExists`; a store's `Unfit`; `Invalid` for text that is no recipient.
+    /// `VaultExists`; `Damaged` where a vault's objects are there and its format is not; a store's `Unfit`; `Invalid` for text that is no recipient.
     pub async fn create(store: Store, recipients: &[String], key_dir: &Path) -> Result<Opened> {
         if Self::format(&store).await?.is_some() {
             return Err(Error::VaultExists { store: store.name() });
         }
+        // Another vault over what is left of one would make that unreadable for good.
+        Self::refuse_headless(&store).await?;
         if !recipients.is_empty() {
             parse_recipients(recipients)?;
         }
@@ -87,6 +89,7 @@ impl Vault {
     /// `NoVault`, `NoKeys`, `WrongKey`, `Version`, `Damaged`.
     pub async fn open(store: Store, key_dir: &Path) -> Result<Self> {
         let Some(format) = Self::format(&store).await? else {
+            Self::refuse_headless(&store).await?;
             return Err(Error::NoVault { store: store.name() });
         };
         let wrong = || Error::WrongKey { vault: format.id.clone(), home: key_dir.display().to_string() };
@@ -112,7 +115,7 @@ impl Vault {
     /// Opens a vault, or makes it where there is none.
     ///
     /// # Errors
-    /// As [`Self::open`] and [`Self::create`]; `Invalid` when it is encrypted to other recipients than those given.
+    /// As [`Self::open`] and [`Self::create`] (`Damaged` where a vault's objects are there and its format is not); `Invalid` when it is encrypted to other recipients than those given.
     pub async fn open_or_create(store: Store, recipients: &[String], key_dir: &Path) -> Result<Opened> {
         match Self::open(store.clone(), key_dir).await {
             Err(Error::NoVault { .. }) => {}
@@ -138,6 +141,71 @@ impl Vault {
             )));
         }
         Ok(Opened { vault, created: false, made_identity: None })
+    }
+
+    /// Writes the format of a vault anew that has lost it, with the keys that this home holds or can unwrap. Nothing is done where nothing is
+    /// lost. Gives whether it was written.
+    ///
+    /// # Errors
+    /// `NoKeys`, `WrongKey`; `Damaged` when the wrapped keys are gone as well.
+    pub async fn put_format_back(store: &Store, key_dir: &Path) -> Result<bool> {
+        if Self::format(store).await?.is_some() || Self::refuse_headless(store).await.is_ok() {
+            return Ok(false);
+        }
+        let mut outcome = Err(Error::damaged("keys", "no wrapped keys are there"));
+        for object in store.list_level("keys").await?.objects {
+            let id = object.key.strip_prefix("keys/").and_then(|name| name.strip_suffix(".age"));
+            let Some(id) = id else { continue };
+            let wrapped = store.get(&object.key).await?;
+            let keys = match Keys::load(id, key_dir)? {
+                Some(keys) => Ok(keys),
+                None => Keys::unwrap(id, &wrapped, key_dir),
+            };
+            match keys {
+                Ok(keys) if Self::is_whose(store, &keys).await? => {
+                    let format = Format::new(&keys, keys_name(id), &wrapped);
+                    keys.save()?;
+                    store.create(FORMAT_KEY, format.bytes()).await?;
+                    return Ok(true);
+                }
+                Ok(_) => {}
+                Err(error) => outcome = Err(error),
+            }
+        }
+        outcome
+    }
+
+    /// Whether the store's manifests were written with these keys: a vault that lost a race leaves keys behind.
+    async fn is_whose(store: &Store, keys: &Keys) -> Result<bool> {
+        for place in ["c", "leases", "points", "proofs", "states"] {
+            for object in store.list(place).await? {
+                if place == "c" && !object.key.ends_with("/manifest") {
+                    continue;
+                }
+                match store.get(&object.key).await {
+                    Ok(bytes) if crate::sealed::verify(keys, &object.key, &bytes).is_ok() => return Ok(true),
+                    Ok(_) => {}
+                    Err(error) if error.kind == Kind::NotFound => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        }
+        Ok(false)
+    }
+
+    /// `Damaged` where a store has no format, and what only a vault has.
+    async fn refuse_headless(store: &Store) -> Result<()> {
+        let folders = store.list_level("").await?.folders;
+        // Keys alone are those of a vault that is being made, or was not made to its end.
+        let of_a_vault =
+            |folder: &&String| ["c", "points", "proofs", "states", "tombs"].contains(&folder.as_str());
+        match folders.iter().find(of_a_vault) {
+            None => Ok(()),
+            Some(folder) => Err(Error::damaged(
+                FORMAT_KEY,
+                format!("it is missing, and `{folder}/` holds objects of a vault"),
+            )),
+        }
     }
 
     async fn format(store: &Store) -> Result<Option<Format>> {

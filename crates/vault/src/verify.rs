@@ -1,5 +1,7 @@
 //! Whether what is in the vault is what was written.
 
+mod absent;
+
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::{Arc, Mutex};
 
@@ -81,6 +83,7 @@ pub(crate) async fn vault(vault: &Vault, options: &VerifyOptions) -> Result<Veri
     for (fleet, environment, name) in vault.clusters().await? {
         verifier.cluster(&vault.cluster(&fleet, &environment, &name)).await?;
     }
+    verifier.absent(absent::beside(vault).await?);
     Ok(verifier.done())
 }
 
@@ -145,6 +148,12 @@ impl<'a> Verifier<'a> {
 
     fn sampled(&self) -> bool {
         self.options.sample >= 1.0 || rand::random::<f64>() < self.options.sample
+    }
+
+    fn absent(&mut self, absent: Vec<absent::Absent>) {
+        for absent::Absent { object, reason, snapshots } in absent {
+            self.damaged(&object, &reason, &snapshots);
+        }
     }
 
     /// An object's bytes; `None`, and damage, if it is not there.
@@ -226,7 +235,11 @@ impl<'a> Verifier<'a> {
                     self.attempt(&prefix, &folder, &mut packs).await?;
                 }
             }
+            let needed: BTreeSet<String> = packs.keys().cloned().collect();
             self.packs(cluster, &prefix, packs).await?;
+            if self.options.snapshot.is_none() {
+                self.absent(absent::of_cluster(cluster, &incarnation, &needed).await?);
+            }
             if self.options.contents && self.options.sample >= 1.0 && self.vault.can_restore() {
                 for manifest in readers {
                     self.contents(cluster, &manifest).await?;

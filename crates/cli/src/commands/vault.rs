@@ -25,6 +25,11 @@ pub async fn run(cx: &Cx, verb: &VaultCommand) -> Result {
     let missing = if matches!(verb, VaultCommand::Init) { Missing::Make } else { Missing::Fail };
     let mut rows = Vec::new();
     for (name, spec) in &session.fleet.vaults {
+        if matches!(verb, VaultCommand::Init) && session.put_format_back(spec).await? {
+            cx.printer.say(format!(
+                "{name}: format.json was lost, and was written anew; now run mainstay backup verify"
+            ));
+        }
         let vault = session.vault(name.as_str(), spec, missing).await?;
         if matches!(verb, VaultCommand::Probe) {
             vault.store().probe().await?;

@@ -1,5 +1,6 @@
 //! The vault on real folders, on a real S3 server, and on stores that fail.
 
+mod absent;
 mod damage;
 mod faults;
 mod kit;
