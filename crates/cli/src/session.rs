@@ -54,8 +54,10 @@ impl<'a> Session<'a> {
         Arc::clone(&self.vaults)
     }
 
+    /// The home's database, as this fleet's environment sees it.
     pub fn state(&self) -> Result<State> {
-        Ok(State::open(&self.home.state_db())?)
+        let (fleet, environment) = (self.fleet.name.as_str(), self.fleet.environment.name.as_str());
+        Ok(State::open(&self.home.state_db())?.of(fleet, environment))
     }
 
     pub fn engine(&self, cluster: &Cluster) -> Result<&'static dyn Engine> {

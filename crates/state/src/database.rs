@@ -19,6 +19,8 @@ const BUSY_LIMIT: Duration = Duration::from_secs(30);
 pub struct State {
     path: PathBuf,
     db: Arc<Mutex<Connection>>,
+    /// Whose rows are seen, and written: `FLEET/ENVIRONMENT`; of an empty one, all are seen.
+    pub(crate) scope: Arc<str>,
 }
 
 impl State {
@@ -45,7 +47,14 @@ impl State {
         if sound != "ok" {
             return Err(Error::Damaged { path: path.to_owned(), reason: sound });
         }
-        Ok(Self { path: path.to_owned(), db: Arc::new(Mutex::new(db)) })
+        Ok(Self { path: path.to_owned(), db: Arc::new(Mutex::new(db)), scope: Arc::from("") })
+    }
+
+    /// The same database as one environment of one fleet sees it: several fleets may share a home, and clusters their names. What was written
+    /// without an owner is seen by all.
+    #[must_use]
+    pub fn of(&self, fleet: &str, environment: &str) -> Self {
+        Self { scope: format!("{fleet}/{environment}").into(), ..self.clone() }
     }
 
     /// One transaction that writes.

@@ -4,11 +4,12 @@
 //! vault.
 
 use mainstay_model::Instant;
-use rusqlite::{OptionalExtension, Row, params};
+use rusqlite::{OptionalExtension, Row, named_params, params};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::journal::{json, now};
+use crate::schema::seen;
 use crate::{Result, State};
 
 /// How many runs of each kind and object are kept.
@@ -84,12 +85,15 @@ impl State {
     /// The state's.
     pub fn run_began(&self, kind: &str, what: &str) -> Result<RunId> {
         self.write(|db| {
-            db.execute("INSERT INTO run (kind, what, started) VALUES (?, ?, ?)", params![kind, what, now()])?;
+            db.execute(
+                "INSERT INTO run (kind, what, started, scope) VALUES (?, ?, ?, ?)",
+                params![kind, what, now(), &*self.scope],
+            )?;
             let id = db.last_insert_rowid();
             db.execute(
-                "DELETE FROM run WHERE kind = ?1 AND what = ?2 AND id <= (
-                     SELECT id FROM run WHERE kind = ?1 AND what = ?2 ORDER BY id DESC LIMIT 1 OFFSET ?3)",
-                params![kind, what, RUNS_KEPT],
+                "DELETE FROM run WHERE kind = ?1 AND what = ?2 AND scope = ?4 AND id <= (
+                     SELECT id FROM run WHERE kind = ?1 AND what = ?2 AND scope = ?4 ORDER BY id DESC LIMIT 1 OFFSET ?3)",
+                params![kind, what, RUNS_KEPT, &*self.scope],
             )?;
             Ok(RunId(id))
         })
@@ -116,9 +120,14 @@ impl State {
     /// The state's.
     pub fn runs(&self, kind: &str, what: &str, limit: u32) -> Result<Vec<Run>> {
         self.read(|db| {
-            let text = "SELECT * FROM run WHERE kind = ? AND what = ? ORDER BY id DESC LIMIT ?";
+            let text = concat!(
+                "SELECT * FROM run WHERE kind = :kind AND what = :what AND ",
+                seen!(),
+                " ORDER BY id DESC LIMIT :limit"
+            );
             let mut query = db.prepare_cached(text)?;
-            query.query_map(params![kind, what, limit], run_row)?.collect()
+            let asked = named_params! {":kind": kind, ":what": what, ":scope": &*self.scope, ":limit": limit};
+            query.query_map(asked, run_row)?.collect()
         })
     }
 
@@ -128,10 +137,14 @@ impl State {
     /// The state's.
     pub fn last_good_run(&self, kind: &str, what: &str) -> Result<Option<Run>> {
         self.read(|db| {
-            let text = "SELECT * FROM run WHERE kind = ? AND what = ? AND ended IS NOT NULL AND error IS NULL
-                        ORDER BY id DESC LIMIT 1";
+            let text = concat!(
+                "SELECT * FROM run WHERE kind = :kind AND what = :what AND ended IS NOT NULL AND error IS NULL AND ",
+                seen!(),
+                " ORDER BY id DESC LIMIT 1"
+            );
             let mut query = db.prepare_cached(text)?;
-            query.query_row(params![kind, what], run_row).optional()
+            let asked = named_params! {":kind": kind, ":what": what, ":scope": &*self.scope};
+            query.query_row(asked, run_row).optional()
         })
     }
 
@@ -141,10 +154,15 @@ impl State {
     /// The state's.
     pub fn failures(&self, kind: &str, since: Instant) -> Result<Vec<(String, u64)>> {
         self.read(|db| {
-            let text = "SELECT what, count(*) FROM run WHERE kind = ? AND started >= ? AND error IS NOT NULL GROUP BY what";
+            let text = concat!(
+                "SELECT what, count(*) FROM run WHERE kind = :kind AND started >= :since AND error IS NOT NULL AND ",
+                seen!(),
+                " GROUP BY what"
+            );
             let mut query = db.prepare_cached(text)?;
             let row = |row: &Row<'_>| Ok((row.get(0)?, unsigned(row.get(1)?)));
-            query.query_map(params![kind, since.micros()], row)?.collect()
+            let asked = named_params! {":kind": kind, ":since": since.micros(), ":scope": &*self.scope};
+            query.query_map(asked, row)?.collect()
         })
     }
 
@@ -156,8 +174,16 @@ impl State {
         let rto_ms = i64::try_from(proof.rto_ms).unwrap_or(i64::MAX);
         self.write(|db| {
             db.execute(
-                "INSERT OR REPLACE INTO proof (id, what, at, proven, rto_ms, record) VALUES (?, ?, ?, ?, ?, ?)",
-                params![proof.id, proof.what, now(), proof.proven, rto_ms, proof.record.to_string()],
+                "INSERT OR REPLACE INTO proof (id, what, at, proven, rto_ms, record, scope) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                params![
+                    proof.id,
+                    proof.what,
+                    now(),
+                    proof.proven,
+                    rto_ms,
+                    proof.record.to_string(),
+                    &*self.scope
+                ],
             )
         })?;
         Ok(())
@@ -169,9 +195,14 @@ impl State {
     /// The state's.
     pub fn proofs(&self, what: &str, limit: u32) -> Result<Vec<ProofRow>> {
         self.read(|db| {
-            let text = "SELECT * FROM proof WHERE what = ? ORDER BY at DESC, id LIMIT ?";
+            let text = concat!(
+                "SELECT * FROM proof WHERE what = :what AND ",
+                seen!(),
+                " ORDER BY at DESC, id LIMIT :limit"
+            );
             let mut query = db.prepare_cached(text)?;
-            query.query_map(params![what, limit], proof_row)?.collect()
+            let asked = named_params! {":what": what, ":scope": &*self.scope, ":limit": limit};
+            query.query_map(asked, proof_row)?.collect()
         })
     }
 }

@@ -7,11 +7,12 @@
 use std::fmt;
 
 use mainstay_model::Instant;
-use rusqlite::{OptionalExtension, Row, params};
+use rusqlite::{OptionalExtension, Row, named_params, params};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::schema::seen;
 use crate::{Error, Result, State};
 
 /// How far an operation is.
@@ -126,8 +127,8 @@ impl State {
             let id: String =
                 db.query_row("SELECT 'op-' || lower(hex(randomblob(4)))", [], |row| row.get(0))?;
             db.execute(
-                "INSERT INTO operation (id, kind, what, detail, created, progress) VALUES (?, ?, ?, ?, ?, ?)",
-                params![id, kind, what, detail.to_string(), now(), word(Progress::Running)],
+                "INSERT INTO operation (id, kind, what, detail, created, progress, scope) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                params![id, kind, what, detail.to_string(), now(), word(Progress::Running), &*self.scope],
             )?;
             Ok(id)
         })?;
@@ -150,21 +151,27 @@ impl State {
     /// `NoOperation`.
     pub fn operation(&self, id: &str) -> Result<OperationRow> {
         let found = self.read(|db| {
-            let mut query = db.prepare_cached("SELECT * FROM operation WHERE id = ?")?;
-            query.query_row([id], operation_row).optional()
+            let text = concat!("SELECT * FROM operation WHERE id = :id AND ", seen!());
+            let mut query = db.prepare_cached(text)?;
+            query.query_row(named_params! {":id": id, ":scope": &*self.scope}, operation_row).optional()
         })?;
         found.ok_or_else(|| Error::NoOperation(id.to_owned()))
     }
 
-    /// The operations of one kind, the newest first.
+    /// The operations of one kind that this environment began, the newest first.
     ///
     /// # Errors
     /// The state's.
     pub fn operations(&self, kind: &str, limit: u32) -> Result<Vec<OperationRow>> {
         self.read(|db| {
-            let text = "SELECT * FROM operation WHERE kind = ? ORDER BY created DESC, id LIMIT ?";
+            let text = concat!(
+                "SELECT * FROM operation WHERE kind = :kind AND ",
+                seen!(),
+                " ORDER BY created DESC, id LIMIT :limit"
+            );
             let mut query = db.prepare_cached(text)?;
-            query.query_map(params![kind, limit], operation_row)?.collect()
+            let asked = named_params! {":kind": kind, ":scope": &*self.scope, ":limit": limit};
+            query.query_map(asked, operation_row)?.collect()
         })
     }
 }

@@ -5,7 +5,8 @@
 
 use rusqlite::{Connection, TransactionBehavior};
 
-pub(crate) const MIGRATIONS: [&str; 1] = ["
+pub(crate) const MIGRATIONS: [&str; 2] = [
+    "
     CREATE TABLE operation (
         id       TEXT PRIMARY KEY,
         kind     TEXT NOT NULL,
@@ -48,7 +49,21 @@ pub(crate) const MIGRATIONS: [&str; 1] = ["
         record  TEXT NOT NULL
     ) STRICT;
     CREATE INDEX proof_what ON proof (what, at);
-"];
+",
+    "
+    ALTER TABLE operation ADD COLUMN scope TEXT NOT NULL DEFAULT '';
+    ALTER TABLE run ADD COLUMN scope TEXT NOT NULL DEFAULT '';
+    ALTER TABLE proof ADD COLUMN scope TEXT NOT NULL DEFAULT '';
+",
+];
+
+/// The rows that a scope sees; it is to be the statement's parameter `:scope`.
+macro_rules! seen {
+    () => {
+        "(:scope = '' OR scope IN (:scope, ''))"
+    };
+}
+pub(crate) use seen;
 
 /// The newest format that we know.
 pub(crate) const NEWEST: i64 = MIGRATIONS.len() as i64;

@@ -82,6 +82,56 @@ fn runs_and_proofs_are_remembered() {
 }
 
 #[test]
+fn fleets_that_share_a_home_do_not_see_each_other() {
+    let dir = TempDir::new().unwrap();
+    let all = state(&dir);
+    let (shop, chat) = (all.of("shop", "local"), all.of("chat", "local"));
+    let staging = all.of("shop", "staging");
+    let before = all.begin("in-place", "from before", &()).unwrap();
+    let ours = shop.begin("in-place", "shop into local", &()).unwrap();
+    let theirs = chat.begin("in-place", "chat into local", &()).unwrap();
+    let ids = |state: &State| {
+        let rows = state.operations("in-place", 10).unwrap().into_iter();
+        rows.map(|row| row.id).collect::<BTreeSet<_>>()
+    };
+    let set = |ids: &[&Operation]| ids.iter().map(|o| o.id().to_owned()).collect::<BTreeSet<_>>();
+    // What has no owner is of a time when nobody wrote one.
+    assert_eq!(ids(&shop), set(&[&before, &ours]));
+    assert_eq!(ids(&chat), set(&[&before, &theirs]));
+    assert_eq!(ids(&staging), set(&[&before]));
+    assert_eq!(ids(&all).len(), 3);
+    assert!(matches!(chat.resume(ours.id()), Err(Error::NoOperation(_))));
+    shop.resume(ours.id()).unwrap().set_progress(Progress::Done).unwrap();
+    // Clusters of one name are not one.
+    let run = shop.run_began("prune", "orders").unwrap();
+    shop.run_ended(run, None, 0, &json!(null)).unwrap();
+    assert!(shop.last_good_run("prune", "orders").unwrap().is_some());
+    assert!(chat.last_good_run("prune", "orders").unwrap().is_none());
+    assert_eq!(
+        (shop.runs("prune", "orders", 9).unwrap().len(), chat.runs("prune", "orders", 9).unwrap().len()),
+        (1, 0)
+    );
+    let record = json!(null);
+    let proof = NewProof { id: "p1", what: "orders", proven: true, rto_ms: 1, record: &record };
+    shop.add_proof(&proof).unwrap();
+    assert_eq!((shop.proofs("orders", 9).unwrap().len(), chat.proofs("orders", 9).unwrap().len()), (1, 0));
+}
+
+#[test]
+fn an_older_file_is_brought_up_to_date() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("state.db");
+    let id = state(&dir).begin("in-place", "shop into local", &()).unwrap().id().to_owned();
+    let raw = rusqlite::Connection::open(&path).unwrap();
+    for table in ["operation", "run", "proof"] {
+        raw.execute_batch(&format!("ALTER TABLE {table} DROP COLUMN scope")).unwrap();
+    }
+    raw.pragma_update(None, "user_version", 1).unwrap();
+    drop(raw);
+    assert_eq!(state(&dir).of("shop", "local").operation(&id).unwrap().what, "shop into local");
+}
+
+#[test]
 fn the_file_is_ours_alone_and_many_may_open_it_at_once() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("state.db");
