@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant as Monotonic};
 
 use mainstay_model::{Instant, Lane, Place, Position};
 use tokio::sync::{Semaphore, watch};
 
 use super::lane::{LaneFollower, sleep_or};
 use super::spool::Limits;
+use super::stale;
 use super::upload::Pace;
 use super::why;
 use crate::Protected;
@@ -30,6 +31,8 @@ pub struct FollowOptions {
     pub give_up_full: Duration,
     /// How often is looked whether lanes came or went.
     pub look_every: Duration,
+    /// How often is looked for spools that nobody follows any more.
+    pub clear_every: Duration,
     /// How many long stretches of log are in memory at once, over all lanes.
     pub long_reads: usize,
 }
@@ -44,6 +47,7 @@ impl FollowOptions {
             pace: Pace::default(),
             give_up_full: Duration::from_secs(900),
             look_every: Duration::from_secs(10),
+            clear_every: Duration::from_secs(600),
             long_reads: 1,
         }
     }
@@ -253,12 +257,20 @@ impl Drop for Follower {
 impl Shared {
     async fn supervise(self: Arc<Self>, mut stop: watch::Receiver<bool>) {
         let mut pause = Duration::from_millis(200);
+        let mut cleared: Option<Monotonic> = None;
+        let mut clearing = tokio::task::JoinSet::new();
         while !*stop.borrow() {
             let wait = match self.look().await {
                 Ok((incarnation, lanes)) => {
                     self.with(|state| state.error = None);
                     self.run_lanes(incarnation, lanes).await;
                     pause = Duration::from_millis(200);
+                    let is_due = cleared.is_none_or(|cleared| cleared.elapsed() >= self.options.clear_every);
+                    while clearing.try_join_next().is_some() {}
+                    if is_due && clearing.is_empty() {
+                        cleared = Some(Monotonic::now());
+                        clearing.spawn(self.clone().clear());
+                    }
                     self.options.look_every
                 }
                 Err(e) => {
@@ -271,7 +283,20 @@ impl Shared {
             };
             sleep_or(wait, &mut stop).await;
         }
+        // What it was about is looked at again by the next one.
+        clearing.shutdown().await;
         self.end_lanes(|_| true).await;
+    }
+
+    /// Removes the spools of lanes that are not followed any more, once the vault has what is in them.
+    async fn clear(self: Arc<Self>) {
+        let is_followed = |incarnation: &str, lane: &Lane| {
+            self.with(|state| {
+                let life = state.incarnation.as_ref().map(|own| Lane::new(own).0);
+                life.as_deref() == Some(incarnation) && state.lanes.contains_key(lane)
+            })
+        };
+        stale::clear(&self.of, &self.options, &self.long_reads, is_followed).await;
     }
 
     async fn look(&self) -> Result<(String, Vec<Lane>)> {

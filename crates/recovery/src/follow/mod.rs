@@ -10,6 +10,7 @@ mod lane;
 mod resume;
 mod sink;
 mod spool;
+mod stale;
 mod upload;
 
 pub use cover::{Until, catch_up, vault_covers};

@@ -64,7 +64,7 @@ const UNREADABLE: &str = "spool-unreadable";
 
 /// Where entries go.
 #[async_trait]
-pub(super) trait Target: Send {
+pub(super) trait Target: Send + Sync {
     async fn put(&mut self, entry: &LogEntry) -> vault::Result<()>;
     async fn retire(&mut self) -> vault::Result<()>;
 }

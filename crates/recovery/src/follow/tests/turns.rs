@@ -5,12 +5,13 @@ use std::time::Duration;
 use mainstay_engine::Follow;
 use mainstay_engine_kit::fake::{Count, FAKE};
 use mainstay_model::Place;
+use mainstay_store::{Fault, Faults};
 use mainstay_vault::LogKind;
 
 use super::bench::*;
 use crate::catalogue::Catalogue;
 use crate::follow::resume::history_of;
-use crate::follow::{Phase, Until, catch_up, spooled_to, vault_covers};
+use crate::follow::{Phase, Until, catch_up, spooled_to, stale, vault_covers};
 use crate::window::describe;
 
 #[tokio::test]
@@ -168,4 +169,48 @@ async fn catching_up_follows_to_a_position_and_ends() {
     let far = position.0.keys().map(|lane| (lane.clone(), Place::new("1", 1 << 40))).collect();
     let late = catch_up(&of, options("home"), &Until::Position(far), Duration::from_millis(500)).await;
     assert_eq!(late.unwrap_err().code(), "deadline");
+}
+
+#[tokio::test]
+async fn spools_of_lives_that_ended_are_brought_to_the_vault_and_go() {
+    let b = Bench::new(1, 1, Count::Bytes).await;
+    let follower = b.follow("home");
+    until(&follower, "a link", |s| s.is_well()).await;
+    b.write(0, 30).await;
+    caught_up(&follower).await;
+    // What comes now does not get to the vault.
+    b.faulty.set(Faults::choose(|_, verb, _| (verb != "get").then_some(Fault::Before)));
+    b.write(30, 30).await;
+    let end = b.server_log(&b.lanes()[0], 0).len() as u64;
+    let is_spooled = |s: &crate::follow::FollowStatus| {
+        s.lanes.values().all(|l| l.spool_end.as_ref().is_some_and(|e| e.offset.low() == end))
+    };
+    until(&follower, "all in the spool", is_spooled).await;
+    drop(follower);
+    b.faulty.set(no_faults());
+    let spool = b.dir.path().join("home");
+    let whole = spool.join("life-of-orders");
+    assert!(whole.join("lane-0").exists());
+    // The same name stands for a life that nobody has any more, and for a lane that went.
+    let other = spool.join("life-of-orders").join("lane-9");
+    std::fs::create_dir_all(&other).unwrap();
+    let long_reads = std::sync::Arc::new(tokio::sync::Semaphore::new(1));
+    let (of, options) = (b.of("home"), options("home"));
+    // One that is followed stays.
+    assert_eq!(stale::clear(&of, &options, &long_reads, |_, _| true).await, 0);
+    assert_eq!(stale::clear(&of, &options, &long_reads, |_, lane| lane.0 == "lane-0").await, 1);
+    assert!(!other.exists());
+    // While the vault is away nothing goes.
+    b.faulty.set(Faults::choose(|_, _, _| Some(Fault::Before)));
+    assert_eq!(stale::clear(&of, &options, &long_reads, |_, _| false).await, 0);
+    b.faulty.set(no_faults());
+    assert_eq!(stale::clear(&of, &options, &long_reads, |_, _| false).await, 1);
+    assert!(!whole.exists());
+    b.assert_whole(0).await;
+    // Whoever follows it again goes on from the vault.
+    let follower = b.follow("home");
+    b.write(60, 10).await;
+    caught_up(&follower).await;
+    follower.stop().await;
+    b.assert_whole(0).await;
 }
