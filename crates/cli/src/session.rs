@@ -36,6 +36,8 @@ pub enum Missing {
     Make,
     /// The command only looks: say that there is none.
     Fail,
+    /// The command keeps log on this machine until the vault is there: go on with the one that this home knows, loudly.
+    Spool,
 }
 
 impl<'a> Session<'a> {
@@ -206,7 +208,17 @@ impl<'a> Session<'a> {
                 other => Ok(other?),
             };
         }
-        let opened = Vault::open_or_create(store, &spec.recipients, &keys).await?;
+        let opened = match missing {
+            Missing::Spool => Vault::open_or_known(store, &spec.recipients, &keys).await?,
+            Missing::Make | Missing::Fail => Vault::open_or_create(store, &spec.recipients, &keys).await?,
+        };
+        if let Some(away) = &opened.away {
+            let why = Failure::of("vault-away", away, None);
+            self.cx.printer.say(format!(
+                "\n*** VAULT {name} CANNOT BE USED: {why}\n*** Logs that were followed here before go to the spool of this machine alone until it can. \
+                 No snapshot is taken, and nothing is proven.\n"
+            ));
+        }
         if let Some(identity) = &opened.made_identity {
             self.cx.printer.say(format!(
                 "\n*** VAULT {name} IS ENCRYPTED TO A KEY THAT WAS MADE JUST NOW: {}\n*** Keep a copy of that file somewhere else. Without it \

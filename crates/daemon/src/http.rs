@@ -43,6 +43,14 @@ async fn health(State(daemon): State<Arc<Daemon>>) -> impl IntoResponse {
             |(name, view): (_, &crate::view::ClusterView)| Some(format!("{name}: {}", view.error.as_ref()?));
         clusters.iter().filter_map(of).collect()
     };
+    let followers: Vec<_> =
+        lock(&daemon.followers).iter().map(|(name, f)| (name.to_string(), f.clone())).collect();
+    let alone = followers.into_iter().filter_map(|(name, follower)| {
+        let status = follower.status();
+        let is_alone = status.lanes.values().any(|lane| lane.is_alone);
+        is_alone.then(|| format!("{name}: {}", status.error().unwrap_or_default()))
+    });
+    let errors: Vec<String> = errors.into_iter().chain(alone).collect();
     match errors.is_empty() {
         true => (StatusCode::OK, "ok\n".to_owned()),
         // Still alive: a supervisor must not restart it because a database is down.

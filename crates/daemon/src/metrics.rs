@@ -209,6 +209,12 @@ fn of_lanes(page: &mut Page, name: &str, status: &FollowStatus) {
             &of,
             flag(here),
         );
+        page.gauge(
+            "mainstay_lane_spool_only",
+            "Whether the lane's log goes to this machine's spool alone, since the vault cannot be asked.",
+            &of,
+            flag(status.is_alone),
+        );
         page.gauge("mainstay_spool_bytes", "What the lane's spool holds.", &of, status.spool_bytes as f64);
         page.counter(
             "mainstay_log_vaulted_bytes_total",

@@ -142,6 +142,11 @@ impl Keys {
             .map_err(|e| Error::io(format!("write {}", path.display()), e))
     }
 
+    /// The folder that they are kept in.
+    pub fn home(&self) -> &Path {
+        &self.home
+    }
+
     /// Whether content can be decrypted here.
     pub fn has_identity(&self) -> bool {
         !self.identities.is_empty()
@@ -316,6 +321,42 @@ fn decrypt(cipher: &[u8], identities: &[x25519::Identity]) -> Result<Vec<u8>, St
     let mut plain = Vec::with_capacity(cipher.len());
     reader.read_to_end(&mut plain).map_err(|_| "its bytes are not those that were written".to_owned())?;
     Ok(plain)
+}
+
+/// Where a home keeps which vault it last opened at which place: lines of `ID STORE`.
+const KNOWN: &str = "known";
+
+/// The id of the vault that was last opened at a place, if one was.
+pub(crate) fn known(home: &Path, store: &str) -> Result<Option<String>> {
+    let path = home.join(KNOWN);
+    let text = match fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(Error::io(format!("read {}", path.display()), e)),
+    };
+    let line = text.lines().filter_map(|line| line.split_once(' ')).find(|(_, place)| *place == store);
+    Ok(line.map(|(id, _)| id.to_owned()))
+}
+
+/// Remembers it. Two that do so at once may forget one of two places: it is remembered again when it is next opened.
+pub(crate) fn know(home: &Path, store: &str, id: &str) -> Result<()> {
+    if known(home, store)?.as_deref() == Some(id) || store.contains('\n') {
+        return Ok(());
+    }
+    let path = home.join(KNOWN);
+    let mut text = fs::read_to_string(&path).unwrap_or_default();
+    text = text.lines().filter(|line| line.split_once(' ').is_none_or(|(_, place)| place != store)).fold(
+        String::new(),
+        |mut kept, line| {
+            kept.push_str(line);
+            kept.push('\n');
+            kept
+        },
+    );
+    text.push_str(&format!("{id} {store}\n"));
+    write_private(&path, text.as_bytes(), true)
+        .map(drop)
+        .map_err(|e| Error::io(format!("write {}", path.display()), e))
 }
 
 /// Writes a file that is nobody else's to read, whole and durable; says whether it did: without `replace`, what is there stays.

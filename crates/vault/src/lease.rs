@@ -84,6 +84,7 @@ impl Lease {
         if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b)) {
             return Err(Error::Invalid(format!("`{name}` is no name for a lease")));
         }
+        vault.confirm().await?;
         let nonce = hex::encode(rand::random::<[u8; 8]>());
         // Before anybody in this process can see a beat of it and take us for gone.
         let mark = Mark::new(&nonce);

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -22,6 +23,8 @@ pub struct Vault {
     keys: Arc<Keys>,
     /// Manifests that were read, by key: they never change.
     pub(crate) manifests: Arc<Mutex<HashMap<String, Arc<Manifest>>>>,
+    /// Whether the store was seen to hold this vault.
+    confirmed: Arc<AtomicBool>,
 }
 
 /// A vault that was opened or made.
@@ -34,11 +37,59 @@ pub struct Opened {
     /// The file of an identity that was made just now, since no recipients were given. Without a copy of it elsewhere, all
     /// backups are lost with this machine: say so loudly.
     pub made_identity: Option<PathBuf>,
+    /// Why its store could not be asked: then it is the vault that this home knows to be there, and nothing is written to it before
+    /// that was seen ([`Vault::confirm`]).
+    pub away: Option<Error>,
 }
 
 impl Vault {
     fn with(store: Store, keys: Keys) -> Self {
-        Self { store, keys: Arc::new(keys), manifests: Arc::default() }
+        let confirmed = Arc::new(AtomicBool::new(true));
+        Self { store, keys: Arc::new(keys), manifests: Arc::default(), confirmed }
+    }
+
+    /// Sees that the store holds this vault, once. Whoever takes a lease has seen it, and nobody writes log or snapshots without one.
+    ///
+    /// # Errors
+    /// The store's; `NoVault`, `WrongKey`, `Damaged`.
+    pub async fn confirm(&self) -> Result<()> {
+        if self.confirmed.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        let Some(format) = Self::format(&self.store).await? else {
+            Self::refuse_headless(&self.store).await?;
+            return Err(Error::NoVault { store: self.store.name() });
+        };
+        if !format.is_of(&self.keys) {
+            return Err(Error::WrongKey { vault: format.id, home: self.keys.home().display().to_string() });
+        }
+        self.confirmed.store(true, Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// As [`Self::open_or_create`]; where the store cannot be asked, or has lost what was there, the vault that this home last opened
+    /// there. For those who keep log on this machine meanwhile.
+    ///
+    /// # Errors
+    /// As [`Self::open_or_create`], where this home knows of none there.
+    pub async fn open_or_known(store: Store, recipients: &[String], key_dir: &Path) -> Result<Opened> {
+        let known = crate::keys::known(key_dir, &store.name())?;
+        let opened = match &known {
+            // One that was here is not made a second time: a disk may only not be mounted.
+            Some(_) => {
+                Self::open(store.clone(), key_dir).await.and_then(|vault| Self::opened(vault, recipients))
+            }
+            None => Self::open_or_create(store.clone(), recipients, key_dir).await,
+        };
+        match (opened, known) {
+            (Err(error @ (Error::Store(_) | Error::NoVault { .. } | Error::Damaged { .. })), Some(id)) => {
+                let Some(keys) = Keys::load(&id, key_dir)? else { return Err(error) };
+                let mut vault = Self::with(store, keys);
+                vault.confirmed = Arc::default();
+                Ok(Opened { away: Some(error), ..Self::opened(vault, recipients)? })
+            }
+            (opened, _) => opened,
+        }
     }
 
     /// Makes a vault, encrypted to `recipients` (`age1…`). Where none are given, to the identity in `key_dir/identity.txt`, which
@@ -78,8 +129,9 @@ impl Vault {
             }
             Err(error) => return Err(error.into()),
         }
+        crate::keys::know(key_dir, &store.name(), &keys.vault)?;
         let vault = Self::with(store, keys);
-        Ok(Opened { vault, created: true, made_identity })
+        Ok(Opened { vault, created: true, made_identity, away: None })
     }
 
     /// Opens a vault with the keys in `key_dir`: `<vault id>/host.key`, or what `identity.txt` unwraps. Writes nothing to the
@@ -94,7 +146,11 @@ impl Vault {
         };
         let wrong = || Error::WrongKey { vault: format.id.clone(), home: key_dir.display().to_string() };
         if let Some(keys) = Keys::load(&format.id, key_dir)? {
-            return if format.is_of(&keys) { Ok(Self::with(store, keys)) } else { Err(wrong()) };
+            if !format.is_of(&keys) {
+                return Err(wrong());
+            }
+            crate::keys::know(key_dir, &store.name(), &format.id)?;
+            return Ok(Self::with(store, keys));
         }
         let name = &format.keys.name;
         let wrapped = store.get(name).await.map_err(|error| match error.kind {
@@ -109,6 +165,7 @@ impl Vault {
             return Err(wrong());
         }
         keys.save()?;
+        crate::keys::know(key_dir, &store.name(), &format.id)?;
         Ok(Self::with(store, keys))
     }
 
@@ -140,7 +197,7 @@ impl Vault {
                 has.join(", ")
             )));
         }
-        Ok(Opened { vault, created: false, made_identity: None })
+        Ok(Opened { vault, created: false, made_identity: None, away: None })
     }
 
     /// Writes the format of a vault anew that has lost it, with the keys that this home holds or can unwrap. Nothing is done where nothing is

@@ -23,7 +23,7 @@ pub async fn run(cx: &Cx, args: &ServeArgs) -> Result {
     let session = Session::open(cx)?;
     // A vault that cannot be opened is said here, to a person, and not to a log every few seconds.
     for (name, spec) in &session.fleet.vaults {
-        session.vault(name.as_str(), spec, Missing::Make).await?;
+        session.vault(name.as_str(), spec, Missing::Spool).await?;
     }
     let world = Here {
         cx: cx.clone(),
@@ -99,7 +99,7 @@ impl World for Here {
         let session =
             Session::with(&self.cx, self.fleet.clone(), self.home.clone(), Arc::clone(&self.vaults))
                 .map_err(boxed)?;
-        session.protected(cluster, Missing::Make).await.map_err(boxed)
+        session.protected(cluster, Missing::Spool).await.map_err(boxed)
     }
 
     fn sandboxes(&self) -> &dyn Sandboxes {

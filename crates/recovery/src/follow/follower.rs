@@ -116,6 +116,8 @@ pub struct LaneStatus {
     pub holes: u64,
     /// Failures of links and uploads.
     pub failures: u64,
+    /// Whether the vault cannot be asked, and the log goes to the spool alone.
+    pub is_alone: bool,
     /// What is wrong now.
     pub error: Option<String>,
     /// Set while the log is worth nothing without a new snapshot.
@@ -181,8 +183,10 @@ impl FollowStatus {
 
     /// Whether every lane has a link, or somebody else follows it.
     pub fn is_well(&self) -> bool {
-        let is_well = |phase: &Phase| matches!(phase, Phase::Following | Phase::Standby { .. });
-        !self.lanes.is_empty() && self.lanes.values().all(|lane| is_well(&lane.phase))
+        let is_well = |lane: &LaneStatus| {
+            matches!(lane.phase, Phase::Following | Phase::Standby { .. }) && !lane.is_alone
+        };
+        !self.lanes.is_empty() && self.lanes.values().all(is_well)
     }
 }
 

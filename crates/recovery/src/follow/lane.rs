@@ -3,7 +3,12 @@
 //! Whoever holds the lane's lease follows it; others stand by. The link begins where the surviving log ends, in the spool or in the vault;
 //! where there is none, at the newest snapshot that the log does not yet lead from, or at the source's own end. What is lost is declared
 //! as a hole, and a snapshot is asked for.
+//!
+//! While the vault cannot be asked, who wrote the lane last goes on into the spool alone, without a lease: nothing of it is acknowledged to the
+//! source, which may have another follower by now, and nothing is given up. When the vault can be asked again, it decides: who gets the
+//! lease brings spool and vault in line as after any start.
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant as Monotonic};
@@ -16,7 +21,7 @@ use tokio::sync::{Notify, Semaphore, oneshot, watch};
 use super::follower::{FollowOptions, LaneStatus, Phase, Wanted};
 use super::resume::{InVault, open_spool, spool_dir};
 use super::sink::{Sink, blocking};
-use super::spool::{Spool, show};
+use super::spool::{Spool, read_holder, show, write_holder};
 use super::upload::{Parts, Uploader, Vaulted};
 use super::why;
 use crate::Protected;
@@ -26,6 +31,8 @@ const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(4);
 /// How often a link that brings nothing but errors that no repetition mends is tried before its log is given up.
 const HOPELESS_MAX: u32 = 5;
+/// What a lane says of itself while the vault cannot be asked.
+const ALONE: &str = "the vault cannot be asked: log is kept in the spool of this machine alone";
 /// How often is looked for a snapshot that is waited for.
 const SNAPSHOT_POLL: Duration = Duration::from_secs(1);
 
@@ -51,6 +58,8 @@ struct State {
     spool: Option<Arc<Spool>>,
     vaulted: Option<watch::Receiver<Vaulted>>,
     vault_complete_to: Option<Instant>,
+    /// Why the vault cannot be asked, while the log goes to the spool alone.
+    alone: Option<String>,
     /// Whether the present link has brought a word.
     linked: Arc<AtomicBool>,
 }
@@ -85,6 +94,7 @@ impl LaneFollower {
         let state = self.state();
         let vaulted = state.vaulted.as_ref().map(|vaulted| vaulted.borrow().clone()).unwrap_or_default();
         let is_linked = state.linked.load(Ordering::Relaxed);
+        let alone = state.alone.as_ref().map(|why| format!("{ALONE}: {why}"));
         let (phase, error) = match &state.phase {
             Phase::Following if is_linked => (Phase::Following, None),
             Phase::Following => (Phase::Starting, state.error.clone()),
@@ -101,7 +111,8 @@ impl LaneFollower {
             vaulted_bytes: vaulted.bytes,
             holes: vaulted.holes,
             failures: state.failures + vaulted.failures,
-            error: error.or(vaulted.error),
+            is_alone: state.alone.is_some(),
+            error: alone.or(error).or(vaulted.error),
             wants_snapshot: state.wanted.clone(),
         }
     }
@@ -122,13 +133,20 @@ impl LaneFollower {
             }
             let wait = match ended {
                 Ok(Ended::Stopped) => break,
-                Ok(Ended::Overtaken) => PAUSE_MIN,
+                Ok(Ended::Overtaken) => {
+                    write_holder(&self.spool_dir(), None);
+                    PAUSE_MIN
+                }
                 Err(vault::Error::Held { holder, .. }) => {
+                    write_holder(&self.spool_dir(), None);
                     self.set(Phase::Standby { holder }, None);
                     self.options.lease_ttl / 4
                 }
                 Err(e) => {
                     self.fail(why(&e));
+                    if is_away(&e) && matches!(self.alone(&e, &mut stop).await, Some(Ended::Stopped)) {
+                        break;
+                    }
                     pause = (pause * 2).min(PAUSE_MAX);
                     pause
                 }
@@ -145,7 +163,7 @@ impl LaneFollower {
         let in_vault = InVault::of(&objects);
         let has_snapshot = in_vault.has_snapshot(&self.lane, &self.snapshots().await?);
         let (end, complete_to) = (in_vault.end.clone(), in_vault.complete_to);
-        let (dir, limits) = (spool_dir(&self.of, &self.incarnation, &self.lane), self.options.limits.clone());
+        let (dir, limits) = (self.spool_dir(), self.options.limits.clone());
         let (spool, damage) = blocking(move || open_spool(&dir, limits, &in_vault))
             .await
             .map_err(|e| vault::Error::io("open the spool", std::io::Error::other(why(&e))))?;
@@ -154,6 +172,7 @@ impl LaneFollower {
         }
         let vaulted = Vaulted { end: end.clone(), complete_to, ..Vaulted::default() };
         let (vaulted, vaulted_rx) = watch::channel(vaulted);
+        write_holder(&self.spool_dir(), Some(lease.generation()));
         let turn = Turn { spool: Arc::new(spool), vaulted: Arc::new(vaulted) };
         {
             let mut state = self.state();
@@ -168,10 +187,69 @@ impl LaneFollower {
             self.want_snapshot("no-snapshot-leads-into-the-log");
         }
         tokio::select! {
-            never = self.links(&turn.spool, &vaulted_rx) => match never {},
+            never = self.links(&turn.spool, &vaulted_rx, None) => match never {},
             never = self.watch_snapshot(&vaulted_rx) => match never {},
             ended = self.terms(&turn, lease, end, stop) => ended,
         }
+    }
+
+    /// Follows into the spool without a lease, from where that ends, until the vault can be asked again. `None` where that is not to be done here:
+    /// there is no log to go on from, or the lane was another's when the vault was last asked.
+    async fn alone(&self, away: &vault::Error, stop: &mut watch::Receiver<bool>) -> Option<Ended> {
+        let dir = self.spool_dir();
+        read_holder(&dir)?;
+        let limits = self.options.limits.clone();
+        let (spool, damage) = blocking(move || Spool::open(&dir, limits)).await.ok()?;
+        for damage in &damage {
+            tracing::error!(cluster = %self.of.cluster.name, lane = %self.lane, "{damage}");
+        }
+        let from = spool.end()?;
+        let spool = Arc::new(spool);
+        let (_vaulted, vaulted_rx) = watch::channel(Vaulted::default());
+        let reason = why(away);
+        tracing::error!(cluster = %self.of.cluster.name, lane = %self.lane, error = reason, ALONE);
+        {
+            let mut state = self.state();
+            (state.spool, state.alone) = (Some(spool.clone()), Some(reason));
+        }
+        let ended = tokio::select! {
+            never = self.links(&spool, &vaulted_rx, Some(&from)) => match never {},
+            () = self.vault_is_back() => Ended::Overtaken,
+            _ = stop.wait_for(|stop| *stop) => Ended::Stopped,
+        };
+        self.settle(&spool).await;
+        {
+            let mut state = self.state();
+            (state.spool, state.alone) = (None, None);
+        }
+        // What a thread still does with it ends soon; the next turn opens it anew.
+        for _ in 0..100 {
+            if Arc::strong_count(&spool) == 1 {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        Some(ended)
+    }
+
+    /// Returns when the vault answers, and is the one that it must be.
+    async fn vault_is_back(&self) {
+        let mut pause = PAUSE_MIN;
+        loop {
+            pause = (pause * 2).min(self.options.pace.retry_max);
+            tokio::time::sleep(pause).await;
+            let answer = async {
+                self.of.vault.vault().confirm().await?;
+                self.of.vault.log_objects(&self.incarnation, &self.lane).await
+            };
+            if answer.await.is_ok() {
+                return;
+            }
+        }
+    }
+
+    fn spool_dir(&self) -> PathBuf {
+        spool_dir(&self.of, &self.incarnation, &self.lane)
     }
 
     /// Takes the lane's lease; `None` when it is to stop.
@@ -228,6 +306,9 @@ impl LaneFollower {
         let Some(lease) = self.lease(stop).await? else { return Ok(None) };
         let objects = self.of.vault.log_objects(&self.incarnation, &self.lane).await?;
         let is_overtaken = objects.iter().any(|object| object.generation > ours);
+        if !is_overtaken {
+            write_holder(&self.spool_dir(), Some(lease.generation()));
+        }
         Ok(Some((!is_overtaken).then(|| (lease, InVault::of(&objects).end))))
     }
 
@@ -281,6 +362,7 @@ impl LaneFollower {
         &self,
         spool: &Arc<Spool>,
         vaulted: &watch::Receiver<Vaulted>,
+        unleased_from: Option<&Place>,
     ) -> std::convert::Infallible {
         let mut pause = PAUSE_MIN;
         let mut hopeless = 0;
@@ -313,6 +395,7 @@ impl LaneFollower {
                 spool: spool.clone(),
                 vaulted: vaulted.clone(),
                 rewound: Mutex::new(rewound.clone()),
+                unleased_from: unleased_from.cloned(),
                 linked,
             };
             let error = match follow.follow(&self.of.access, &self.lane, &from, &sink).await {
@@ -332,25 +415,27 @@ impl LaneFollower {
             match &error.kind {
                 // No log was there to be lost: another place is tried.
                 Kind::LogGone if is_fresh => spool.unbegin(),
-                Kind::LogGone => self.lose(spool, "log-gone").await,
+                Kind::LogGone => self.lose(spool, "log-gone", unleased_from).await,
                 Kind::Diverged { branched } => match self.rewind(spool, branched.as_ref()).await {
                     Some(place) if rewound.as_ref() != Some(&place) => rewound = Some(place),
                     // Told twice of the same branch without coming into it, or of one that we do not know: nothing to go on from.
                     _ => {
                         rewound = None;
-                        self.lose(spool, "history-diverged").await;
+                        self.lose(spool, "history-diverged", unleased_from).await;
                     }
                 },
                 Kind::SpoolFull => {
                     let since = *full_since.get_or_insert_with(Monotonic::now);
-                    self.wait_for_room(follow, spool, since).await;
+                    // What the source keeps is given up by whoever has the lease.
+                    let gives_up = unleased_from.is_none();
+                    self.wait_for_room(follow, spool, since, gives_up).await;
                 }
                 // Where nothing came yet there is nothing to give up, and another snapshot would help no more than the last.
                 Kind::Invalid | Kind::Damaged | Kind::OutOfLog | Kind::Unsupported if !moved && !is_fresh => {
                     hopeless += 1;
                     if hopeless >= HOPELESS_MAX {
                         hopeless = 0;
-                        self.lose(spool, "log-unusable").await;
+                        self.lose(spool, "log-unusable", unleased_from).await;
                     }
                 }
                 _ => {}
@@ -388,7 +473,12 @@ impl LaneFollower {
     }
 
     /// Declares a hole where the log ends, and asks for a snapshot.
-    async fn lose(&self, spool: &Arc<Spool>, reason: &'static str) {
+    ///
+    /// Without a lease nothing is declared: another may have what we lack, and the vault will tell. Then this ends with the link.
+    async fn lose(&self, spool: &Arc<Spool>, reason: &'static str, unleased_from: Option<&Place>) {
+        if unleased_from.is_some() {
+            return std::future::pending().await;
+        }
         tracing::warn!(cluster = %self.of.cluster.name, lane = %self.lane, reason, "log was lost: a new snapshot is needed");
         let broken = spool.clone();
         if let Err(e) = blocking(move || broken.break_off(reason)).await {
@@ -399,11 +489,11 @@ impl LaneFollower {
     }
 
     /// Waits for room; after too long gives the source's log up, before that fills a disk.
-    async fn wait_for_room(&self, follow: &dyn Follow, spool: &Arc<Spool>, since: Monotonic) {
+    async fn wait_for_room(&self, follow: &dyn Follow, spool: &Arc<Spool>, since: Monotonic, gives_up: bool) {
         self.set(Phase::Full, Some("the spool is full".to_owned()));
         while !spool.has_room() {
-            if since.elapsed() >= self.options.give_up_full && spool.end().is_some() {
-                self.lose(spool, "spool-full").await;
+            if gives_up && since.elapsed() >= self.options.give_up_full && spool.end().is_some() {
+                self.lose(spool, "spool-full", None).await;
                 if let Err(e) = follow.release(&self.of.access).await {
                     self.fail(why(&e));
                 }
@@ -524,6 +614,12 @@ fn on_its_own_thread<F: Future<Output = vault::Result<()>>>(
     let run = move || drop(done.send(runtime.block_on(work())));
     thread.spawn(run).map_err(failed)?;
     Ok(ended)
+}
+
+/// Whether the vault could not be asked, or is not there: nothing that another follower of the lane did.
+fn is_away(error: &vault::Error) -> bool {
+    use vault::Error as E;
+    matches!(error, E::Store(_) | E::NoVault { .. } | E::Damaged { .. } | E::WrongKey { .. })
 }
 
 async fn lease_lost(lease: &Lease) {

@@ -29,6 +29,8 @@ pub(super) struct Sink {
     /// Set while the link follows from a place before the spool's end, where the history branched: what lies behind that place is not
     /// on the source's history, and is not to be acknowledged to it.
     pub rewound: Mutex<Option<Place>>,
+    /// Set while this process has no lease: nothing behind it is acknowledged, since it may be another's to keep.
+    pub unleased_from: Option<Place>,
     /// Set at the first word from the source.
     pub linked: Arc<AtomicBool>,
 }
@@ -51,6 +53,9 @@ impl LogSink for Sink {
 
     async fn sync(&self) -> Result<Place> {
         let end = self.flush().await?;
+        if let Some(from) = &self.unleased_from {
+            return Ok(from.clone());
+        }
         Ok(self.rewound().clone().unwrap_or(end))
     }
 

@@ -1,6 +1,7 @@
 //! The vault on real folders, on a real S3 server, and on stores that fail.
 
 mod absent;
+mod away;
 mod damage;
 mod faults;
 mod kit;

@@ -27,7 +27,7 @@ use mainstay_engine::{Chunk, Error, Kind, Result};
 use mainstay_model::{Bracket, Branch, Epoch, Instant, Offset, Place};
 use tokio::sync::{Notify, watch};
 
-pub(super) use open::peek;
+pub(super) use open::{peek, read_holder, write_holder};
 pub(super) use read::{Stretch, range};
 use record::{BODY_BYTES_MAX, BranchNote, Note, Start, write_chunk, write_note, write_start};
 

@@ -1,7 +1,7 @@
 //! Opening a spool that a process, or the machine, left in whatever state; and looking at one that another process writes.
 
 use std::fs::{DirBuilder, File};
-use std::io::{self, BufReader, ErrorKind};
+use std::io::{self, BufReader, ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Mutex;
@@ -19,6 +19,7 @@ pub(in crate::follow) type Damage = Vec<String>;
 
 const BEAT: &str = "beat.json";
 const LOCK: &str = "lock";
+const HOLDER: &str = "holder";
 
 impl Spool {
     /// Opens the spool in `dir`, or makes it. Cuts a torn end; says in words what else is damaged (the log behind it is kept). Blocks.
@@ -162,6 +163,32 @@ pub(super) fn scan(path: &Path, seq: u64, limit: u64) -> io::Result<(Option<File
 struct Beat {
     at: Place,
     time: Bracket,
+}
+
+/// Says whether the lane was this home's to write, the last time that the vault was asked. Best effort: what is not said is not ours.
+pub(in crate::follow) fn write_holder(dir: &Path, generation: Option<u64>) {
+    let (path, new) = (dir.join(HOLDER), dir.join("holder.new"));
+    let written = (|| match generation {
+        Some(generation) => {
+            DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+            let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+            writeln!(file, "{generation}")?;
+            file.sync_all()?;
+            std::fs::rename(&new, &path)
+        }
+        None => match std::fs::remove_file(&path) {
+            Err(e) if e.kind() != ErrorKind::NotFound => Err(e),
+            _ => Ok(()),
+        },
+    })();
+    if let Err(e) = written {
+        tracing::debug!(dir = %dir.display(), error = %e, "write who holds the lane");
+    }
+}
+
+/// The generation in which this home last wrote the lane, if nobody else was seen to since.
+pub(in crate::follow) fn read_holder(dir: &Path) -> Option<u64> {
+    std::fs::read_to_string(dir.join(HOLDER)).ok()?.trim().parse().ok()
 }
 
 /// Best effort; see [`Spool::set_beat`].

@@ -2,10 +2,15 @@
 
 use std::time::Duration;
 
+use mainstay_engine::{Chunk, LogSink};
 use mainstay_engine_kit::fake::Count;
-use mainstay_store::{Fault, Faults};
+use mainstay_model::Place;
+use mainstay_store::{Fault, Faults, Faulty};
 
 use super::bench::*;
+use crate::follow::sink::Sink;
+use crate::follow::spool::Spool;
+use crate::follow::upload::Vaulted;
 use crate::follow::{Follower, Phase};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -139,4 +144,108 @@ async fn a_full_spool_waits_and_then_gives_up_with_a_hole_rather_than_fill_the_s
     let runs = b.surviving(&b.lanes()[0]).await;
     assert_eq!(runs.len(), 2, "{:?}", runs.iter().map(|r| (&r.0, &r.1)).collect::<Vec<_>>());
     follower.stop().await;
+}
+
+#[tokio::test]
+async fn started_while_the_vault_is_away_it_goes_on_in_the_spool_and_the_vault_decides() {
+    let b = Bench::new(1, 1, Count::Bytes).await;
+    let follower = b.follow("home");
+    until(&follower, "a link", |s| s.is_well()).await;
+    b.write(0, 20).await;
+    caught_up(&follower).await;
+    follower.stop().await;
+    b.write(20, 20).await;
+    b.faulty.set(Faults::choose(|_, _, _| Some(Fault::Before)));
+    // Another home has never followed, and does not begin now.
+    let stranger = b.follow("elsewhere");
+    let follower = b.follow("home");
+    let end = || b.server_log(&b.lanes()[0], 0).len() as u64;
+    let is_spooled = |s: &crate::follow::FollowStatus| {
+        !s.lanes.is_empty()
+            && s.lanes
+                .values()
+                .all(|l| l.is_alone && l.spool_end.as_ref().is_some_and(|e| e.offset.low() == end()))
+    };
+    until(&follower, "all in the spool", is_spooled).await;
+    b.write(40, 20).await;
+    until(&follower, "more in the spool", is_spooled).await;
+    let status = follower.status();
+    assert!(
+        !status.is_well() && status.error().unwrap().contains("spool of this machine alone"),
+        "{status:?}"
+    );
+    assert!(stranger.status().lanes.values().all(|l| !l.is_alone && l.spool_end.is_none()));
+    stranger.stop().await;
+    b.faulty.set(no_faults());
+    caught_up(&follower).await;
+    until(&follower, "a lease", |s| s.is_well()).await;
+    follower.stop().await;
+    b.assert_whole(0).await;
+}
+
+#[tokio::test]
+async fn who_was_overtaken_meanwhile_stands_by_and_mixes_nothing_in() {
+    let b = Bench::new(1, 1, Count::Bytes).await;
+    let follower = b.follow("home");
+    until(&follower, "a link", |s| s.is_well()).await;
+    b.write(0, 20).await;
+    caught_up(&follower).await;
+    follower.stop().await;
+    // The vault is away for this home alone; another one follows.
+    let other = b.follow("other");
+    b.write(20, 20).await;
+    caught_up(&other).await;
+    let cut_off = Faulty::new(b.faulty.clone(), Faults::choose(|_, _, _| None));
+    let mut of = b.of("home");
+    of.vault = open(&b.dir, cut_off.clone()).await.cluster("shop", "local", "orders");
+    cut_off.set(Faults::choose(|_, _, _| Some(Fault::Before)));
+    let follower = Follower::start(of, options("home"));
+    until(&follower, "the spool alone", |s| !s.lanes.is_empty() && s.lanes.values().all(|l| l.is_alone))
+        .await;
+    b.write(40, 20).await;
+    caught_up(&other).await;
+    cut_off.set(no_faults());
+    until(&follower, "standing by", |s| s.lanes.values().all(|l| matches!(l.phase, Phase::Standby { .. })))
+        .await;
+    // It knows now that the lane is another's, and would leave it alone the next time.
+    assert!(!b.dir.path().join("home/life-of-orders/lane-0/holder").exists());
+    b.write(60, 20).await;
+    caught_up(&other).await;
+    other.stop().await;
+    b.write(80, 20).await;
+    caught_up(&follower).await;
+    follower.stop().await;
+    b.assert_whole(0).await;
+}
+
+#[tokio::test]
+async fn without_a_lease_nothing_is_acknowledged() {
+    let b = Bench::new(1, 1, Count::Bytes).await;
+    let of = b.of("home");
+    let (spool, _) = Spool::open(&of.spool, options("home").limits).unwrap();
+    let (from, spool) = (Place::new("1", 100), std::sync::Arc::new(spool));
+    spool.begin(from.clone()).unwrap();
+    let mut sink = Sink {
+        vault: of.vault.clone(),
+        incarnation: "life-of-orders".into(),
+        lane: b.lanes()[0].clone(),
+        spool: spool.clone(),
+        vaulted: tokio::sync::watch::channel(Vaulted::default()).1,
+        rewound: std::sync::Mutex::default(),
+        unleased_from: Some(from.clone()),
+        linked: std::sync::Arc::default(),
+    };
+    let chunk = |at: u64| Chunk {
+        at: Place::new("1", at),
+        bytes: vec![7; 10].into(),
+        times: vec![],
+        carry: Some("record".into()),
+    };
+    sink.append(chunk(100)).await.unwrap();
+    assert_eq!(sink.sync().await.unwrap(), from);
+    // It is durable all the same.
+    assert_eq!(spool.durable().borrow().clone(), Some(Place::new("1", 110)));
+    sink.unleased_from = None;
+    sink.append(chunk(110)).await.unwrap();
+    assert_eq!(sink.sync().await.unwrap(), Place::new("1", 120));
 }
