@@ -3,6 +3,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod away;
 mod failover;
 mod in_place;
 mod kills;

@@ -43,6 +43,32 @@ fn damage_and_impossible_targets_are_refused() {
     assert!(found.json["damaged"][0]["object"].as_str().unwrap().contains(name), "{}", found.stdout);
     let refused = fleet.exits(1, &["recover", "run", "orders", "--latest"]);
     assert!(refused.json["error"]["message"].as_str().unwrap().contains(name), "{}", refused.stdout);
+    let next = refused.stderr.trim_end().lines().last().unwrap();
+    assert!(next.starts_with("next: ") && next.contains("mainstay backup run orders"), "{}", refused.stderr);
+    // A snapshot since then does not need what was damaged, but for what it took over: the one that is whole is named.
+    let taken = fleet.ok(&["backup", "run", "orders"]);
+    let id = taken["snapshot"].as_str().unwrap();
+    let unknown = fleet.exits(1, &["recover", "plan", "orders", "--latest", "--snapshot", "nothing"]);
+    assert!(unknown.json["error"]["message"].as_str().unwrap().contains("nothing"), "{}", unknown.stdout);
+    let planned = fleet.ok(&["recover", "plan", "orders", "--latest", "--snapshot", id]);
+    assert_eq!(planned["clusters"][0]["snapshot"].as_str(), Some(id));
+    // Cut short, it is refused before anything is made.
+    let length = std::fs::metadata(&pack).unwrap().len();
+    std::fs::File::options().write(true).open(&pack).unwrap().set_len(length - 1).unwrap();
+    let refused = fleet.exits(1, &["recover", "plan", "orders", "--latest"]);
+    let message = refused.json["error"]["message"].as_str().unwrap();
+    assert!(message.contains(name) && message.contains("bytes"), "{}", refused.stdout);
+
+    // Without its format a vault is damaged, and no other is made over it.
+    std::fs::remove_file(fleet.vault().join("format.json")).unwrap();
+    let found = fleet.exits(3, &["backup", "verify"]);
+    assert_eq!(found.json["damaged"][0]["object"].as_str(), Some("format.json"), "{}", found.stdout);
+    fleet.exits(1, &["backup", "run", "orders"]);
+    fleet.ok(&["vault", "init"]);
+    let found = fleet.exits(3, &["backup", "verify"]);
+    let objects: Vec<_> =
+        found.json["damaged"].as_array().unwrap().iter().map(|d| d["object"].as_str().unwrap()).collect();
+    assert!(objects.iter().all(|object| object.contains(name)), "{objects:?}");
 }
 
 /// The largest object below `dir`: a pack of the table's snapshot.

@@ -216,7 +216,7 @@ impl<'a> Session<'a> {
             let why = Failure::of("vault-away", away, None);
             self.cx.printer.say(format!(
                 "\n*** VAULT {name} CANNOT BE USED: {why}\n*** Logs that were followed here before go to the spool of this machine alone until it can. \
-                 No snapshot is taken, and nothing is proven.\n"
+                 No snapshot is taken, and nothing is proven. If it is gone for good, `mainstay vault init` makes another.\n"
             ));
         }
         if let Some(identity) = &opened.made_identity {

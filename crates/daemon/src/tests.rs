@@ -326,6 +326,44 @@ async fn metrics_say_what_the_vault_holds_and_are_silent_when_it_is_away() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn started_without_the_vault_it_spools_and_says_so_loudly() {
+    let b = Bench::new().await;
+    let (stop, task) = b.serve("home");
+    until("a snapshot", || async { b.snapshots().await == 1 }).await;
+    until("a point", || async { !b.point_times().await.is_empty() }).await;
+    stop.send(()).unwrap();
+    task.await.unwrap();
+    b.faulty.set(Faults::choose(|_, _, _| Some(Fault::Before)));
+    let daemon = Daemon::new(b.config("home", false));
+    let (end, ended) = watch::channel(false);
+    let cluster = daemon.kept().remove(0);
+    let listener = http::listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let tasks = [
+        tokio::spawn(cluster::keep(daemon.clone(), cluster, ended.clone())),
+        tokio::spawn(http::serve(daemon.clone(), listener, ended.clone())),
+    ];
+    let only = |flag: u8| format!("mainstay_lane_spool_only{{cluster=\"orders\",lane=\"lane-0\"}} {flag}");
+    until("the spool alone", || async {
+        let page = get(address, "/metrics").await;
+        page.contains(&only(1)) && page.contains("mainstay_follower_well{cluster=\"orders\"} 0")
+    })
+    .await;
+    assert!(get(address, "/healthz").await.contains("spool of this machine alone"));
+    b.server.set("key", "while it was away").await.unwrap();
+    b.faulty.set(Faults::choose(|_, _, _| None));
+    until("the vault", || async {
+        let page = get(address, "/metrics").await;
+        page.contains(&only(0)) && page.contains("mainstay_follower_well{cluster=\"orders\"} 1")
+    })
+    .await;
+    end.send_replace(true);
+    for task in tasks {
+        task.await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_fails_is_counted_and_tried_again_later() {
     let b = Bench::new().await;
     let daemon = Daemon::new(b.config("home", true));

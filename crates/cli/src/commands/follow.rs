@@ -23,7 +23,7 @@ pub async fn run(cx: &Cx, args: &ClustersArgs) -> Result {
     let clusters = session.backed_up(session.select(&args.clusters)?);
     let mut followers = Vec::new();
     for cluster in clusters {
-        let of = session.protected(cluster, Missing::Make).await?;
+        let of = session.protected(cluster, Missing::Spool).await?;
         cx.printer.say(format!("following {} (Ctrl-C ends it)", cluster.name));
         followers.push(Follower::start(of, FollowOptions::new(holder())));
     }
