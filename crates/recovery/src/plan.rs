@@ -333,7 +333,10 @@ async fn one(
             candidates.iter().partition(|c| only.is_none_or(|only| id_of(c) == *only));
         let Some((best, next)) = chosen.split_first() else {
             let others = others.into_iter().map(|c| format!("begin with another: --snapshot {}", id_of(c)));
-            let what = only.map(|id| format!("snapshot {id} does not reach the target"));
+            let what = only.map(|id| match catalogue.damaged.iter().find(|(damaged, _)| damaged == id) {
+                Some((_, reason)) => format!("the manifest of snapshot {id} is damaged ({reason})"),
+                None => format!("snapshot {id} does not reach the target"),
+            });
             let refusal = match (last, what) {
                 (Some(damaged), _) => damage::left(damaged, others.collect(), &left),
                 (None, Some(what)) => Refusal::new("no-snapshot", cluster, what)

@@ -207,7 +207,7 @@ impl LaneFollower {
         let spool = Arc::new(spool);
         let (_vaulted, vaulted_rx) = watch::channel(Vaulted::default());
         let reason = why(away);
-        tracing::error!(cluster = %self.of.cluster.name, lane = %self.lane, error = reason, ALONE);
+        tracing::error!(cluster = %self.of.cluster.name, lane = %self.lane, error = reason, "{ALONE}");
         {
             let mut state = self.state();
             (state.spool, state.alone) = (Some(spool.clone()), Some(reason));

@@ -165,7 +165,8 @@ struct Beat {
     time: Bracket,
 }
 
-/// Says whether the lane was this home's to write, the last time that the vault was asked. Best effort: what is not said is not ours.
+/// Says whether the lane was this home's to write, the last time that the vault was asked. Best effort: what is not said, or lost in a
+/// crash, is not ours.
 pub(in crate::follow) fn write_holder(dir: &Path, generation: Option<u64>) {
     let (path, new) = (dir.join(HOLDER), dir.join("holder.new"));
     let written = (|| match generation {
@@ -173,7 +174,6 @@ pub(in crate::follow) fn write_holder(dir: &Path, generation: Option<u64>) {
             DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
             let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
             writeln!(file, "{generation}")?;
-            file.sync_all()?;
             std::fs::rename(&new, &path)
         }
         None => match std::fs::remove_file(&path) {
