@@ -200,7 +200,15 @@ impl<'a> Session<'a> {
         let store = self.store(spec)?;
         let keys = self.home.keys();
         if missing == Missing::Fail {
-            return match Vault::open(store, &keys).await {
+            return match Vault::open(store.clone(), &keys).await {
+                Err(error @ mainstay_vault::Error::NoVault { .. })
+                    if Vault::known_in(&store, &keys)?.is_some() =>
+                {
+                    let hint = "see that its disk is mounted; if it is gone for good, `mainstay vault init` makes another";
+                    let failure = Failure::of("vault-gone", &error, Some(hint.to_owned()));
+                    let message = format!("{}, where this home backed up to one", failure.message);
+                    Err(Failure { message, ..failure })
+                }
                 Err(error @ mainstay_vault::Error::NoVault { .. }) => {
                     let hint = "nothing was backed up yet: mainstay backup run CLUSTER, or mainstay serve";
                     Err(Failure::of(error.code(), &error, Some(hint.to_owned())))

@@ -48,6 +48,14 @@ impl Vault {
         Self { store, keys: Arc::new(keys), manifests: Arc::default(), confirmed }
     }
 
+    /// The id of the vault that this home last opened in such a store, if it did.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn known_in(store: &Store, key_dir: &Path) -> Result<Option<String>> {
+        crate::keys::known(key_dir, &store.name())
+    }
+
     /// Sees that the store holds this vault, once. Whoever takes a lease has seen it, and nobody writes log or snapshots without one.
     ///
     /// # Errors

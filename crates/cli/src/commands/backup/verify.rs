@@ -21,7 +21,7 @@ pub async fn run(cx: &Cx, args: &VerifyArgs) -> Result {
     for cluster in session.backed_up(session.select(&[])?) {
         let of = match session.protected(cluster, Missing::Fail).await {
             // Of a vault that cannot even be opened that is the verdict, and no failure to judge.
-            Err(failure) if failure.code == "vault-damaged" => {
+            Err(failure) if ["vault-damaged", "vault-gone"].contains(&failure.code.as_str()) => {
                 let object = failure.message.split('`').nth(1).unwrap_or("format.json").to_owned();
                 found.damaged.push(Damaged { object, reason: failure.message, snapshots: Vec::new() });
                 seen = true;
