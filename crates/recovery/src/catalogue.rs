@@ -1,7 +1,7 @@
 //! What the vault holds of a cluster, put together: its [`Past`], and the objects that the past is made of.
 //!
 //! Everything comes from the objects in the vault. A snapshot whose manifest is damaged is told beside the good ones, never in place of
-//! them; one that a prune has marked is no longer offered. Log whose chain does not fit is kept out by [`VaultFetch`], which names it.
+//! them; one that a prune has marked is no longer offered. Log whose chain does not fit is kept out by `VaultFetch`, which names it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

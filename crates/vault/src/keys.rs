@@ -338,25 +338,20 @@ pub(crate) fn known(home: &Path, store: &str) -> Result<Option<String>> {
     Ok(line.map(|(id, _)| id.to_owned()))
 }
 
-/// Remembers it. Two that do so at once may forget one of two places: it is remembered again when it is next opened.
-pub(crate) fn know(home: &Path, store: &str, id: &str) -> Result<()> {
-    if known(home, store)?.as_deref() == Some(id) || store.contains('\n') {
-        return Ok(());
+/// Remembers it, if that can be: a home that cannot be written to opens its vaults all the same. Two that do so at once may forget one of two
+/// places; it is remembered again when it is next opened.
+pub(crate) fn know(home: &Path, store: &str, id: &str) {
+    if matches!(known(home, store), Ok(Some(known)) if known == id) || store.contains('\n') {
+        return;
     }
     let path = home.join(KNOWN);
-    let mut text = fs::read_to_string(&path).unwrap_or_default();
-    text = text.lines().filter(|line| line.split_once(' ').is_none_or(|(_, place)| place != store)).fold(
-        String::new(),
-        |mut kept, line| {
-            kept.push_str(line);
-            kept.push('\n');
-            kept
-        },
-    );
+    let before = fs::read_to_string(&path).unwrap_or_default();
+    let others = before.lines().filter(|line| line.split_once(' ').is_none_or(|(_, place)| place != store));
+    let mut text: String = others.flat_map(|line| [line, "\n"]).collect();
     text.push_str(&format!("{id} {store}\n"));
-    write_private(&path, text.as_bytes(), true)
-        .map(drop)
-        .map_err(|e| Error::io(format!("write {}", path.display()), e))
+    if let Err(error) = write_private(&path, text.as_bytes(), true) {
+        tracing::debug!(path = %path.display(), %error, "remember where a vault is");
+    }
 }
 
 /// Writes a file that is nobody else's to read, whole and durable; says whether it did: without `replace`, what is there stays.

@@ -137,7 +137,7 @@ impl Vault {
             }
             Err(error) => return Err(error.into()),
         }
-        crate::keys::know(key_dir, &store.name(), &keys.vault)?;
+        crate::keys::know(key_dir, &store.name(), &keys.vault);
         let vault = Self::with(store, keys);
         Ok(Opened { vault, created: true, made_identity, away: None })
     }
@@ -157,7 +157,7 @@ impl Vault {
             if !format.is_of(&keys) {
                 return Err(wrong());
             }
-            crate::keys::know(key_dir, &store.name(), &format.id)?;
+            crate::keys::know(key_dir, &store.name(), &format.id);
             return Ok(Self::with(store, keys));
         }
         let name = &format.keys.name;
@@ -173,7 +173,7 @@ impl Vault {
             return Err(wrong());
         }
         keys.save()?;
-        crate::keys::know(key_dir, &store.name(), &format.id)?;
+        crate::keys::know(key_dir, &store.name(), &format.id);
         Ok(Self::with(store, keys))
     }
 
