@@ -85,6 +85,10 @@ fn quiet(meta: &Meta) -> Vec<(String, String)> {
         ("primary_conninfo", String::new()),
         ("primary_slot_name", String::new()),
     ];
+    // From 17 on they can fire at a login too: what they write would be another content after each look.
+    if meta.version_num >= 170_000 {
+        settings.push(("event_triggers", "off".to_owned()));
+    }
     let libraries = restore::libraries(meta);
     if libraries.iter().any(|name| name == "timescaledb") {
         settings.push(("timescaledb.max_background_workers", "0".to_owned()));
