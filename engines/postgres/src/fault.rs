@@ -44,7 +44,7 @@ pub fn sql(what: impl Into<String>, error: tokio_postgres::Error) -> Error {
 }
 
 /// The settings without which there is no log to be had. They take a restart, so trying again is no help.
-const NO_LOG: &str = "in the server's configuration set wal_level = replica (or logical) and max_wal_senders and max_replication_slots \
+pub(crate) const NO_LOG: &str = "in the server's configuration set wal_level = replica (or logical) and max_wal_senders and max_replication_slots \
                       to 10 each, and restart it";
 
 /// Whether the server is not set up to give its log to anybody.
