@@ -291,6 +291,14 @@ async fn open(
             "prepared transaction {gid:?} in {database} waits: COMMIT PREPARED or ROLLBACK PREPARED it"
         ));
     }
+    if !job.layout.sandbox {
+        for (_, name) in connect::left_out(&sql, &[]).await? {
+            notes.push(format!(
+                "tablespace {name} lies inside the data directory now: copies by other tools over the replication protocol \
+                 (pg_basebackup of PostgreSQL 15) leave it out without a word"
+            ));
+        }
+    }
     let mut settings = needed(job.layout, meta);
     if !prepared.is_empty() {
         settings.push(("max_prepared_transactions".into(), PREPARED_LEAST.to_string()));

@@ -89,6 +89,7 @@ async fn an_odd_source_is_restored() {
         std::fs::copy(shelf, &library).unwrap();
         let config = [
             ("fsync", "off"),
+            ("idle_session_timeout", "200"),
             ("synchronous_standby_names", "*"),
             ("archive_mode", "on"),
             ("archive_command", &format!("cp %p {}/%f", archive.display())),
@@ -168,7 +169,8 @@ async fn an_odd_source_is_restored() {
     drop((client, follower));
     world.engine.stop(&layout, &world.host).await.unwrap();
     std::fs::rename(layout.nodes[0].data(), layout.nodes[0].dir.join("old")).unwrap();
-    world.restore_into(&layout, &snapshots[1], &log, &here).await.unwrap();
+    let replayed = world.restore_into(&layout, &snapshots[1], &log, &here).await.unwrap();
+    assert!(replayed.notes.iter().any(|note| note.contains("tablespace space")), "{:?}", replayed.notes);
     world.engine.stop(&layout, &world.host).await.unwrap();
     world.engine.start(&layout, &world.host).await.unwrap();
     let client = sql(&layout, 0).await;
