@@ -35,6 +35,9 @@ const OURS: &[(&str, &str)] = &[
     ("log_destination", "Mainstay keeps each node's log"),
 ];
 
+/// Links and slots that we use at the same time: a follower, and a snapshot's copy, log and history.
+const LINKS_LEAST: u32 = 4;
+
 /// What is wrong with what the fleet file says of a PostgreSQL cluster.
 pub fn check(cluster: &Cluster) -> Vec<Mistake> {
     let mut mistakes = Vec::new();
@@ -106,6 +109,17 @@ fn judge(installation: &Installation, name: &str, value: &str) -> Option<Mistake
         return mistake(
             "with `wal_level: minimal` there is no log to follow".into(),
             Some("write replica or logical".into()),
+        );
+    }
+    let counts = ["max_wal_senders", "max_replication_slots"];
+    if counts.iter().any(|counted| name.eq_ignore_ascii_case(counted))
+        && value.trim().parse::<u32>().is_ok_and(|count| count < LINKS_LEAST)
+    {
+        return mistake(
+            format!(
+                "`{name}: {value}` is too few: following and a snapshot at the same time need {LINKS_LEAST}"
+            ),
+            Some(format!("write {LINKS_LEAST} or more, one more for each standby")),
         );
     }
     // Settings of extensions are known only once their library is loaded.
@@ -312,6 +326,7 @@ mod tests {
             ("wal_sync_method", "hope"),
             ("port", "5432"),
             ("wal_level", "minimal"),
+            ("max_wal_senders", "0"),
             ("bad name", "1"),
         ]));
         let about =
@@ -321,7 +336,8 @@ mod tests {
         assert!(about("wal_sync_method").hint.as_deref().unwrap().contains("fdatasync"));
         assert!(about("port").message.contains("free ports"));
         assert!(about("wal_level").message.contains("no log"));
+        assert!(about("max_wal_senders").hint.as_deref().unwrap().contains("write 4"));
         assert!(about("bad name").message.contains("not a setting"));
-        assert_eq!(mistakes.len(), 6);
+        assert_eq!(mistakes.len(), 7);
     }
 }

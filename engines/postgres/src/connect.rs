@@ -196,6 +196,24 @@ pub async fn standings(access: &Access) -> Vec<Result<Standing>> {
     futures::future::join_all((0..access.nodes.len()).map(|index| standing(access, index))).await
 }
 
+/// The tablespaces (OID and name) that lie inside the data directory and that a base backup does not send: 15 passes over them without a
+/// word. Every tablespace of a cluster that was restored lies there.
+///
+/// # Errors
+/// What the server says.
+pub async fn left_out(sql: &Sql, sent: &[replication::Tablespace]) -> Result<Vec<(u32, String)>> {
+    let what = "list the tablespaces inside the data directory";
+    let query = "SELECT oid, spcname FROM pg_tablespace WHERE pg_tablespace_location(oid) LIKE 'pg_tblspc/%'";
+    let mut all = Vec::new();
+    for row in rows(sql, what, query).await? {
+        let oid: u32 = column(&row, 0, what)?;
+        if !sent.iter().any(|tablespace| tablespace.oid == oid) {
+            all.push((oid, row.get(1).unwrap_or("").to_owned()));
+        }
+    }
+    Ok(all)
+}
+
 /// How `timeline` came to be, byte for byte and parsed; the first timeline has no history.
 ///
 /// # Errors

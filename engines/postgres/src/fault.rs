@@ -9,7 +9,7 @@ pub fn replication(what: impl Into<String>, error: ReplicationError) -> Error {
     let what = what.into();
     match &error {
         ReplicationError::Server(server) => {
-            let kind = of_code(&server.code);
+            let kind = of(&server.code, &server.message);
             let what = format!("{what}: {server}");
             let hint = hint_of(&server.code, &server.message)
                 .or((!server.hint.is_empty()).then(|| server.hint.clone()));
@@ -32,7 +32,8 @@ pub fn sql(what: impl Into<String>, error: tokio_postgres::Error) -> Error {
         Some(server) => {
             let code = server.code().code();
             let detail = server.detail().map(|detail| format!("; {detail}")).unwrap_or_default();
-            let failed = Error::new(of_code(code), format!("{what}: {} ({code}){detail}", server.message()));
+            let kind = of(code, server.message());
+            let failed = Error::new(kind, format!("{what}: {} ({code}){detail}", server.message()));
             match hint_of(code, server.message()).or_else(|| server.hint().map(str::to_owned)) {
                 Some(hint) => failed.hint(hint),
                 None => failed,
@@ -40,6 +41,25 @@ pub fn sql(what: impl Into<String>, error: tokio_postgres::Error) -> Error {
         }
         None => Error::new(Kind::Unreachable, what).source(error),
     }
+}
+
+/// The settings without which there is no log to be had. They take a restart, so trying again is no help.
+pub(crate) const NO_LOG: &str = "in the server's configuration set wal_level = replica (or logical) and max_wal_senders and max_replication_slots \
+                      to 10 each, and restart it";
+
+/// Whether the server is not set up to give its log to anybody.
+fn has_no_log(code: &str, message: &str) -> bool {
+    let says = |words: &str| message.contains(words);
+    match code {
+        // 17 and later put the setting's name in quotes.
+        "53300" => says("max_wal_senders") && says("(currently 0)"),
+        "55000" => says("wal_level") || says("WAL level not sufficient") || says("max_replication_slots"),
+        _ => false,
+    }
+}
+
+fn of(code: &str, message: &str) -> Kind {
+    if has_no_log(code, message) { Kind::Refused } else { of_code(code) }
 }
 
 fn of_code(code: &str) -> Kind {
@@ -59,6 +79,10 @@ fn of_code(code: &str) -> Kind {
 
 fn hint_of(code: &str, message: &str) -> Option<String> {
     match code {
+        _ if has_no_log(code, message) => Some(NO_LOG.into()),
+        "53300" if message.contains("max_wal_senders") => {
+            Some("raise max_wal_senders: standbys and other tools use all there are".into())
+        }
         "42501" => {
             Some("grant the role what is missing: ALTER ROLE … REPLICATION; GRANT pg_monitor TO …".into())
         }

@@ -390,7 +390,15 @@ async fn clone(layout: &Layout, primary: usize, node: &NodeLayout) -> Result<()>
     let copying = async {
         let begun =
             client.base_backup(&options).await.map_err(|error| fault::replication("copy the primary", error));
-        let mut files = Files::new(begun?.1);
+        let (start, backup) = begun?;
+        let sql = connect::session(&access, &access.nodes[primary], "postgres").await?;
+        // Between the backup's start, which is behind us, and its end, which waits for us to read it all.
+        for (oid, _) in connect::left_out(&sql, &start.tablespaces).await? {
+            let inside = Path::new("pg_tblspc").join(oid.to_string());
+            let (from, to) = (layout.nodes[primary].data().join(&inside), partial.join(&inside));
+            copy_folder(&from, &to, layout)?;
+        }
+        let mut files = Files::new(backup);
         let mut writer = Writer { root: partial.clone(), layout, open: None };
         while let Some(piece) = files.next().await? {
             writer.take(piece)?;
@@ -408,6 +416,32 @@ async fn clone(layout: &Layout, primary: usize, node: &NodeLayout) -> Result<()>
     let data = node.data();
     std::fs::rename(&partial, &data)
         .map_err(|error| Error::io(format!("put {} in its place", data.display()), error))
+}
+
+/// Copies a folder of a running server; what is written meanwhile is in the log.
+fn copy_folder(from: &Path, to: &Path, layout: &Layout) -> Result<()> {
+    let failed = |error| Error::io(format!("copy {}", from.display()), error);
+    if let Some(parent) = to.parent() {
+        disk::folder(parent, layout.owner)?;
+    }
+    disk::folder(to, layout.owner)?;
+    for entry in std::fs::read_dir(from).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let (source, target) = (entry.path(), to.join(entry.file_name()));
+        if entry.file_type().map_err(failed)?.is_dir() {
+            copy_folder(&source, &target, layout)?;
+            continue;
+        }
+        match std::fs::copy(&source, &target) {
+            // Dropped meanwhile; the log says so.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            copied => copied
+                .map(drop)
+                .map_err(|error| Error::io(format!("copy {}", source.display()), error))
+                .and_then(|()| disk::give(&target, layout.owner))?,
+        }
+    }
+    Ok(())
 }
 
 /// Writes the pieces of a base backup to disk.

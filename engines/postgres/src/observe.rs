@@ -3,8 +3,8 @@
 use async_trait::async_trait;
 use mainstay_engine::{Access, Finding, NodeAccess, NodeView, Observe, Result, Role, Severity, View};
 
-use crate::Postgres;
 use crate::connect::{self, Standing};
+use crate::{Postgres, fault};
 
 #[async_trait]
 impl Observe for Postgres {
@@ -63,7 +63,8 @@ async fn look(access: &Access, node: &NodeAccess, standing: &Standing, view: &mu
         "SELECT current_setting('server_version'), \
          CASE WHEN pg_is_in_recovery() THEN CASE WHEN pg_last_wal_receive_lsn() = pg_last_wal_replay_lsn() THEN 0 \
          ELSE extract(epoch FROM now() - pg_last_xact_replay_timestamp()) END END, \
-         current_setting('synchronous_standby_names'), current_setting('max_slot_wal_keep_size')",
+         current_setting('synchronous_standby_names'), current_setting('max_slot_wal_keep_size'), \
+         current_setting('wal_level'), current_setting('max_wal_senders'), current_setting('max_replication_slots')",
     )
     .await?;
     let version = row.get(0).unwrap_or("").split_whitespace().next().unwrap_or("").to_owned();
@@ -73,6 +74,10 @@ async fn look(access: &Access, node: &NodeAccess, standing: &Standing, view: &mu
     if !standing.in_recovery && row.get(3) == Some("-1") {
         let message = "max_slot_wal_keep_size is -1: log that a slot keeps may fill the disk; set a limit";
         view.findings.push(finding(Some(node), Severity::Warning, message.into()));
+    }
+    if row.get(4) == Some("minimal") || row.get(5) == Some("0") || row.get(6) == Some("0") {
+        let message = format!("gives its log to nobody: {}", fault::NO_LOG);
+        view.findings.push(finding(Some(node), Severity::Critical, message));
     }
     let here = access.nodes.iter().filter(|node| node.data_dir.is_some()).count();
     if !standing.in_recovery && here > 1 {

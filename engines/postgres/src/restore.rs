@@ -104,12 +104,7 @@ fn is_placed(path: &str, kind: &FileKind) -> bool {
 /// right and take writes that are lost, so that is refused, not worked around.
 fn missing_libraries(job: &RestoreJob<'_>, meta: &Meta) -> Result<()> {
     let Some(folder) = install::library_folder(&job.layout.installation.bin) else { return Ok(()) };
-    let missing: Vec<_> = libraries(meta)
-        .into_iter()
-        .filter(|name| {
-            !name.contains('/') && !folder.join(format!("{}.so", name.trim_end_matches(".so"))).is_file()
-        })
-        .collect();
+    let missing: Vec<_> = libraries(meta).into_iter().filter(|name| !is_there(name, &folder)).collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -117,6 +112,18 @@ fn missing_libraries(job: &RestoreJob<'_>, meta: &Meta) -> Result<()> {
         format!("the data needs libraries that are not in {}: {}", folder.display(), missing.join(", "));
     Err(Error::new(Kind::NotInstalled, what)
         .hint("install the extensions' packages for this version of PostgreSQL"))
+}
+
+/// Whether the server would find this library: as it is named, or with the usual ending.
+fn is_there(name: &str, folder: &std::path::Path) -> bool {
+    let path = match name.strip_prefix("$libdir/") {
+        Some(below) => folder.join(below),
+        // An absolute one stays what it is.
+        None => folder.join(name),
+    };
+    let mut ended = path.clone().into_os_string();
+    ended.push(".so");
+    path.is_file() || std::path::Path::new(&ended).is_file()
 }
 
 /// The names in the source's `shared_preload_libraries`.
@@ -131,6 +138,19 @@ pub(crate) fn libraries(meta: &Meta) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_library_is_looked_for_as_the_server_does() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("pg_cron.so"), "").unwrap();
+        let absolute = folder.path().join("pg_cron").to_string_lossy().into_owned();
+        for name in ["pg_cron", "pg_cron.so", "$libdir/pg_cron", "$libdir/pg_cron.so", &absolute] {
+            assert!(is_there(name, folder.path()), "{name}");
+        }
+        for name in ["pg_cro", "$libdir/plugins/pg_cron", "/nowhere/pg_cron"] {
+            assert!(!is_there(name, folder.path()), "{name}");
+        }
+    }
 
     #[test]
     fn the_log_and_what_reaches_out_are_not_placed() {

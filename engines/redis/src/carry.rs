@@ -2,7 +2,8 @@
 //!
 //! It goes into the head of each segment as text: `db=3 multi=0`, `db=? multi=0` where the stream has not selected a database yet, and
 //! `?` where the stream was taken up by a process that did not see what came before. An unknown state is found again by reading the
-//! log from the last known one on; it is never guessed.
+//! log from the last known one on; it is never guessed. In the midst of a large value it is `db=3 multi=0 bulk=5000 args=2`: so many of
+//! the value's bytes, and so many arguments, are still to come. Without that a value of 100 MB would be one segment.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -10,7 +11,7 @@ use std::sync::{Mutex, PoisonError};
 use mainstay_engine::Access;
 use mainstay_model::{Instant, Lane, Place};
 
-use crate::stream::Boundary;
+use crate::stream::{Boundary, Inside, Splitter};
 
 /// The state of a stream that nobody here has seen.
 pub const UNKNOWN: &str = "?";
@@ -21,8 +22,27 @@ pub fn write(at: &Boundary) -> String {
     format!("db={db} multi={}", u8::from(at.in_multi))
 }
 
-/// Reads it; none where it is unknown.
+/// Writes the state in the midst of a command.
+pub fn write_inside(inside: &Inside) -> String {
+    format!("{} bulk={} args={}", write(&inside.at), inside.bulk_left, inside.arguments_left)
+}
+
+/// Reads it at a boundary; none where it is unknown, or where there is no boundary.
 pub fn read(offset: u64, text: &str) -> Option<Boundary> {
+    let (at, rest) = parse(offset, text)?;
+    rest.is_empty().then_some(at)
+}
+
+/// Where reading can begin; none where the state is unknown.
+pub fn enter(offset: u64, text: &str) -> Option<Splitter> {
+    let (at, rest) = parse(offset, text)?;
+    let [bulk, args] = rest[..] else { return rest.is_empty().then(|| Splitter::new(at)) };
+    let bulk_left = bulk.strip_prefix("bulk=")?.parse().ok().filter(|left| *left > 0)?;
+    let arguments_left = args.strip_prefix("args=")?.parse().ok().filter(|left| *left > 0)?;
+    Some(Splitter::within(Inside { at, bulk_left, arguments_left }))
+}
+
+fn parse(offset: u64, text: &str) -> Option<(Boundary, Vec<&str>)> {
     let mut words = text.split(' ');
     let db = words.next()?.strip_prefix("db=")?;
     let db = if db == "?" { None } else { Some(db.parse().ok()?) };
@@ -31,7 +51,7 @@ pub fn read(offset: u64, text: &str) -> Option<Boundary> {
         "1" => true,
         _ => return None,
     };
-    Some(Boundary { offset, db, in_multi })
+    Some((Boundary { offset, db, in_multi }, words.collect()))
 }
 
 /// States at the places where this process stopped reading, so that it can go on knowing them.
@@ -82,8 +102,24 @@ mod tests {
             let at = Boundary { offset: 7, db, in_multi };
             assert_eq!(read(7, &write(&at)), Some(at));
         }
-        for bad in ["", UNKNOWN, "db=1", "db=x multi=0", "db=1 multi=2"] {
+        for bad in [
+            "",
+            UNKNOWN,
+            "db=1",
+            "db=x multi=0",
+            "db=1 multi=2",
+            "db=1 multi=0 bulk=0 args=1",
+            "db=1 multi=0 x",
+        ] {
             assert_eq!(read(0, bad), None);
+            assert!(enter(0, bad).is_none(), "{bad}");
         }
+        let at = Boundary { offset: 7, db: Some(3), in_multi: true };
+        let inside = Inside { at, bulk_left: 5000, arguments_left: 2 };
+        let text = write_inside(&inside);
+        assert_eq!(text, "db=3 multi=1 bulk=5000 args=2");
+        assert_eq!(enter(7, &text).unwrap().inside(), Some(inside));
+        assert_eq!(read(7, &text), None);
+        assert_eq!(enter(7, &write(&at)).unwrap().boundary(), at);
     }
 }

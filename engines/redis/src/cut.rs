@@ -4,6 +4,8 @@
 //! written by then, and of that no command and no transaction in part. If the clock went past the time and came back, the time stands for
 //! more than one place, and none is guessed.
 
+use std::time::Duration;
+
 use mainstay_engine::{Cutting, Error, Kind, LogSource, Result, Segment, SegmentData, Target};
 use mainstay_model::{Bracket, Instant, Lane, Place};
 
@@ -34,6 +36,9 @@ pub fn cut(lane: &Lane, from: &Place, log: &dyn LogSource, target: &Target) -> R
     }
 }
 
+/// Where a look at the clock failed, its time is an estimate that may be too late by less than this.
+const STEP_MIN: Duration = Duration::from_secs(10);
+
 struct LaneLog<'a> {
     lane: &'a Lane,
     from: &'a Place,
@@ -53,11 +58,14 @@ impl LaneLog<'_> {
             return Err(Error::new(Kind::OutOfLog, what).hint(format!("ask for {end} or earlier")));
         }
         // What was certainly written by then ends here.
-        let mut sure = self.from.offset.low();
+        let from_offset = self.from.offset.low();
+        let mut sure = from_offset;
         // The place at which the clock was first certainly past the time.
         let mut past: Option<(u64, Instant)> = None;
+        // Where it was perhaps past the time, and what it showed.
+        let mut shown = (from_offset, Instant::MIN);
         for (index, segment) in self.behind() {
-            if segment.bracket.latest <= at && past.is_none() {
+            if segment.bracket.latest <= at && past.is_none() && shown.1 <= at {
                 sure = segment.last.offset.low();
                 continue;
             }
@@ -66,22 +74,28 @@ impl LaneLog<'_> {
                 continue;
             }
             let data = self.read(index)?;
-            let last = std::iter::once((segment.last.offset.low(), segment.bracket));
             let marks = data.times.iter().map(|mark| (mark.offset.low(), mark.at));
+            // What no mark speaks of is known as well as the whole segment is.
+            let last = std::iter::once((segment.last.offset.low(), segment.bracket));
+            let marked = data.times.last().map_or(0, |mark| mark.offset.low());
             let mut reached = segment.first.offset.low();
             for (offset, bracket) in marks.chain(last).filter(|(offset, _)| *offset > self.from.offset.low())
             {
                 if offset <= reached {
                     continue;
                 }
+                let set_back = || shown.1.since(bracket.earliest) > STEP_MIN;
                 if bracket.earliest > at {
                     past = past.or(Some((reached, bracket.earliest)));
-                } else if bracket.latest <= at {
-                    if let Some((first, when)) = past {
+                } else if let Some((first, when)) = past.or((shown.1 > at && set_back()).then_some(shown)) {
+                    // Perhaps it was not yet past the time again when this was written.
+                    if offset <= marked {
                         return Err(self.ambiguous(at, first, when, offset));
                     }
+                } else if bracket.latest <= at {
                     sure = offset;
                 }
+                shown = (if shown.1 > at { shown.0 } else { reached }, shown.1.max(bracket.latest));
                 reached = offset;
             }
         }
@@ -142,25 +156,28 @@ impl LaneLog<'_> {
         else {
             return Ok(self.from.clone());
         };
+        let mut upto = offset;
         loop {
             let data = self.read(index)?;
             let start = data.segment.first.offset.low();
-            let state = match carry::read(start, &data.carry) {
-                Some(state) => Some(state),
+            let reading = match carry::enter(start, &data.carry) {
+                Some(reading) => Some(reading),
                 // Nothing is known before the first one; a snapshot's place is a clean one.
                 None if start == from || index == 0 => {
-                    Some(Boundary { offset: start, db: None, in_multi: false })
+                    Some(Splitter::new(Boundary { offset: start, db: None, in_multi: false }))
                 }
                 None => None,
             };
-            if let Some(state) = state
-                && let Some(clean) = self.clean_from(state, data, index, offset)?
-            {
-                let clean = clean.max(from);
-                let epoch = self.epoch_at(clean).unwrap_or_else(|| self.from.epoch.0.clone());
-                return Ok(Place::new(epoch, clean));
+            if let Some(reading) = reading {
+                if let Some(clean) = self.clean_from(reading, data, index, upto)? {
+                    let clean = clean.max(from);
+                    let epoch = self.epoch_at(clean).unwrap_or_else(|| self.from.epoch.0.clone());
+                    return Ok(Place::new(epoch, clean));
+                }
+                // What is behind need not be read again.
+                upto = start;
             }
-            // Its state is not known, or a transaction is open over all of it.
+            // Its state is not known, or a command or transaction is open over all of it.
             match index.checked_sub(1) {
                 Some(before) if start > from => index = before,
                 _ => return Ok(self.from.clone()),
@@ -171,12 +188,11 @@ impl LaneLog<'_> {
     /// Reads on from a known state to `offset`.
     fn clean_from(
         &self,
-        state: Boundary,
+        mut splitter: Splitter,
         data: SegmentData,
         index: usize,
         offset: u64,
     ) -> Result<Option<u64>> {
-        let mut splitter = Splitter::new(state);
         let mut data = Some(data);
         for index in index..self.segments.len() {
             if splitter.offset() >= offset {
@@ -256,7 +272,8 @@ mod tests {
     use mainstay_engine::TimeMark;
     use mainstay_model::Branch;
 
-    struct Log(Vec<SegmentData>);
+    /// Segments, and up to when they are complete.
+    struct Log(Vec<SegmentData>, i64);
 
     impl LogSource for Log {
         fn lanes(&self) -> Vec<Lane> {
@@ -272,7 +289,7 @@ mod tests {
             Vec::new()
         }
         fn complete_to(&self, _: &Lane) -> Option<Instant> {
-            Some(Instant(1000))
+            Some(Instant(self.1))
         }
     }
 
@@ -301,7 +318,7 @@ mod tests {
             let segment = Segment { first: Place::new("a", first), last: Place::new("a", offset), bracket };
             data.push(SegmentData { segment, times, carry: (*carry).into(), bytes: Bytes::from(bytes) });
         }
-        (Log(data), ends)
+        (Log(data, 1000), ends)
     }
 
     fn run(log: &Log, from: u64, target: &Target) -> Result<u64> {
@@ -381,6 +398,77 @@ mod tests {
         assert!(matches!(error.kind, Kind::Ambiguous { .. }), "{error}");
         assert_eq!(run(&log, 100, &Target::Time(Instant(15))).unwrap(), ends[1]);
         assert_eq!(run(&log, 100, &Target::Time(Instant(70))).unwrap(), ends[6]);
+        // Also where nothing was written between the clock's return and the time.
+        let (log, ends) = log_of_a_step();
+        for at in [20, 25, 29] {
+            let error = run(&log, 100, &Target::Time(Instant(at))).unwrap_err();
+            assert!(matches!(error.kind, Kind::Ambiguous { .. }), "{at}: {error}");
+        }
+        for at in [10, 19] {
+            assert_eq!(run(&log, 100, &Target::Time(Instant(at))).unwrap(), ends[1], "at {at}");
+        }
+    }
+
+    #[test]
+    fn what_was_written_while_the_clock_was_set_is_not_left_out_in_silence() {
+        const S: i64 = 1_000_000;
+        let (mut log, ends) =
+            log(100, &[("db=0 multi=0", &[(SET, S), (SET, 600 * S), (SET, 600 * S), (SET, 5 * S)])]);
+        let times = &mut log.0[0].times;
+        // Ahead by ten minutes and back, with each step between two looks.
+        times[1].at = Bracket::between(Instant(S), Instant(600 * S));
+        times[2].at = Bracket::between(Instant(2 * S), Instant(600 * S));
+        times[3].at = Bracket::between(Instant(4 * S), Instant(5 * S));
+        log.0[0].segment.bracket = Bracket::between(Instant(0), Instant(600 * S));
+        let at = |log: &Log, at: i64| run(log, 100, &Target::Time(Instant(at))).unwrap();
+        log.1 = 600 * S;
+        assert_eq!(at(&log, S), ends[1]);
+        for unsure in [2 * S, 3 * S, 4 * S + 1, 6 * S] {
+            let error = run(&log, 100, &Target::Time(Instant(unsure))).unwrap_err();
+            assert!(matches!(error.kind, Kind::Ambiguous { .. }), "{unsure}: {error}");
+        }
+    }
+
+    /// The clock jumped from 10 to 50, and back to 20; the next write was seen at 30.
+    fn log_of_a_step() -> (Log, Vec<u64>) {
+        let (mut log, ends) = log(100, &[("db=0 multi=0", &[(SET, 10), (SET, 60), (SET, 30)])]);
+        let times = &mut log.0[0].times;
+        times[1].at = Bracket::between(Instant(50), Instant(60));
+        times[2].at = Bracket::between(Instant(20), Instant(30));
+        (log, ends)
+    }
+
+    #[test]
+    fn a_value_over_several_segments_is_never_cut() {
+        let big = "x".repeat(1000);
+        let (mut log, ends) = log(
+            100,
+            &[("db=0 multi=0", &[(SET, 10), (&["SET", "a", &big], 20)]), ("db=0 multi=0", &[(SET, 30)])],
+        );
+        // Its middle is a segment of its own.
+        let first = log.0.remove(0);
+        let mut at = 100;
+        for (n, end) in [200_u64, 500, first.segment.last.offset.low()].into_iter().enumerate() {
+            let mut splitter = Splitter::new(Boundary { offset: 100, db: Some(0), in_multi: false });
+            splitter.feed(&first.bytes[..(at - 100) as usize], |_| {}).unwrap();
+            let carry =
+                splitter.inside().map_or("db=0 multi=0".into(), |inside| carry::write_inside(&inside));
+            assert_eq!(carry.contains("bulk"), n > 0);
+            let mut piece = first.clone();
+            (piece.carry, piece.bytes) =
+                (carry, first.bytes.slice((at - 100) as usize..(end - 100) as usize));
+            (piece.segment.first, piece.segment.last) = (Place::new("a", at), Place::new("a", end));
+            piece.times.retain(|mark| at < mark.offset.low() && mark.offset.low() <= end);
+            log.0.insert(n, piece);
+            at = end;
+        }
+        for (at, expected) in [(15, 1), (20, 2), (29, 2), (30, 3)] {
+            assert_eq!(run(&log, 100, &Target::Time(Instant(at))).unwrap(), ends[expected], "at {at}");
+        }
+        for inside in [200, 300, 500, 700] {
+            let place = Target::Place(Place::new("a", inside));
+            assert_eq!(run(&log, 100, &place).unwrap_err().kind, Kind::Invalid);
+        }
     }
 
     #[test]

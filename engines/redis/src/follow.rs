@@ -126,6 +126,7 @@ impl Follow for Redis {
             waiting: BytesMut::new(),
             samples: VecDeque::new(),
             floor: known.and_then(|known| known.seen).unwrap_or(Instant::MIN),
+            set_back: false,
             last: None,
             getack: false,
             leaving: Tick::now(),
@@ -147,10 +148,9 @@ impl Follow for Redis {
 async fn state_at(from: &Place, sink: &dyn LogSink) -> Result<Option<Splitter>> {
     let Some(before) = sink.before(from).await? else { return Ok(Some(Splitter::new(clean_state(from)))) };
     let start = before.at.offset.low();
-    let Some(state) = before.carry.as_deref().and_then(|text| carry::read(start, text)) else {
+    let Some(mut splitter) = before.carry.as_deref().and_then(|text| carry::enter(start, text)) else {
         return Ok(None);
     };
-    let mut splitter = Splitter::new(state);
     let fed = splitter.feed(&before.bytes, |_| {});
     Ok((fed.is_ok() && splitter.offset() == from.offset.low()).then_some(splitter))
 }
@@ -212,6 +212,8 @@ struct Follower<'a> {
     samples: VecDeque<Sample>,
     /// What the clock showed when the stream had not yet passed `end`.
     floor: Instant,
+    /// The clock was set back since something was appended; the floor is the lowest that it showed.
+    set_back: bool,
     /// The last look, and when it was.
     last: Option<(Sample, Tick)>,
     /// The server wants an acknowledgement.
@@ -295,7 +297,9 @@ impl Follower<'_> {
         }
         self.last = Some((looked, Tick::now()));
         if looked.offset <= self.end {
-            self.floor = looked.at;
+            // A clock that was set back shows again what it showed before: what comes next is known no better than from there on.
+            self.set_back |= looked.at < self.floor;
+            self.floor = if self.set_back { self.floor.min(looked.at) } else { looked.at };
         } else {
             self.samples.push_back(looked);
         }
@@ -371,7 +375,8 @@ impl Follower<'_> {
         if !self.parsed {
             return Some(carry::UNKNOWN.to_owned());
         }
-        self.boundary_here().as_ref().map(carry::write)
+        let inside = || self.splitter.inside().filter(|inside| inside.at.offset == self.end);
+        self.boundary_here().as_ref().map(carry::write).or_else(|| inside().as_ref().map(carry::write_inside))
     }
 
     fn boundary_here(&self) -> Option<Boundary> {
@@ -392,6 +397,7 @@ impl Follower<'_> {
     /// What is known of when the bytes from `end` to `upto` were written.
     fn times(&mut self, upto: u64) -> Vec<TimeMark> {
         let mut times = Vec::new();
+        self.set_back = false;
         while let Some(next) = self.samples.front().copied() {
             let offset = next.offset.min(upto);
             times.push(TimeMark { offset: offset.into(), at: Bracket::between(self.floor, next.at) });

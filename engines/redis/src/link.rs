@@ -188,6 +188,12 @@ impl Link {
         link.say(&[b"REPLCONF", b"capa", b"eof", b"capa", b"psync2"]).await?;
         let answer = link.line().await?;
         check(&answer)?;
+        if *wish == Wish::Full {
+            // Nobody waits here for the stream behind the copy, and a server that gathers it for us cuts us off at its limit
+            // (client-output-buffer-limit). One that does not know the word sends both.
+            link.say(&[b"REPLCONF", b"rdb-only", b"1"]).await?;
+            link.line().await?;
+        }
         let opening = link.psync(wish).await?;
         Ok((link, opening))
     }
@@ -421,12 +427,22 @@ mod tests {
         let task = tokio::spawn(async move {
             let (mut socket, _) = listener.accept().await.unwrap();
             socket.set_nodelay(true).unwrap();
-            let mut heard = Vec::new();
-            for reply in ["+OK\r\n", "+PONG\r\n", "+OK\r\n", &format!("\n\n{answer}\r\n")] {
+            // Room for a whole message at once.
+            let mut heard = Vec::with_capacity(64 << 10);
+            let mut shaken = false;
+            while !shaken {
                 let before = heard.len();
                 while heard.len() == before {
                     socket.read_buf(&mut heard).await.unwrap();
                 }
+                let says = |word: &[u8]| memchr::memmem::find(&heard[before..], word).is_some();
+                shaken = says(b"PSYNC");
+                let reply = match shaken {
+                    true => format!("\n\n{answer}\r\n"),
+                    // An older server; that is no reason to give up.
+                    false if says(b"rdb-only") => "-ERR Unrecognized REPLCONF option: rdb-only\r\n".into(),
+                    false => "+OK\r\n".into(),
+                };
                 socket.write_all(reply.as_bytes()).await.unwrap();
             }
             for piece in pieces {

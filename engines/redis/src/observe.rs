@@ -95,6 +95,10 @@ fn findings(topology: &Topology, cluster: &str) -> Vec<Finding> {
         if state.loading {
             find(Some(&node.name), Severity::Warning, "is loading its data".to_owned());
         }
+        if state.writable {
+            let message = "takes writes of its own, which no backup holds: CONFIG SET replica-read-only yes";
+            find(Some(&node.name), Severity::Warning, message.to_owned());
+        }
         if let Some((host, port, false)) = &state.upstream {
             find(Some(&node.name), Severity::Warning, format!("does not hear its master {host}:{port}"));
         }

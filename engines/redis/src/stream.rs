@@ -19,6 +19,8 @@ const LINE_BYTES_MAX: usize = 64 * 1024;
 const ARGUMENTS_MAX: u64 = i32::MAX as u64;
 /// The largest bulk. Redis allows `proto-max-bulk-len` to be raised; a terabyte is beyond every machine it runs on.
 const BULK_BYTES_MAX: u64 = 1 << 40;
+/// Where a command began that was entered in its midst.
+const UNKNOWN_START: u64 = u64::MAX;
 
 /// The bytes cannot be a replication stream.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -41,10 +43,21 @@ pub struct Boundary {
     pub in_multi: bool,
 }
 
+/// What must be known to read a stream from the midst of a command's argument: a value may be larger than what is gathered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Inside {
+    /// The offset, and what was selected and open before the command.
+    pub at: Boundary,
+    /// How many bytes of the argument are still to come, without its line end.
+    pub bulk_left: u64,
+    /// How many arguments are, this one among them.
+    pub arguments_left: u64,
+}
+
 /// One whole command, as far as it was kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Command<'a> {
-    /// The offset before its first byte.
+    /// The offset before its first byte; `u64::MAX` if the stream was entered in its midst.
     pub start: u64,
     /// The offset after its last byte.
     pub end: u64,
@@ -130,6 +143,35 @@ impl Splitter {
         }
     }
 
+    /// A splitter that stands in the midst of a command's argument. The command's name and its start are not known: it is none of
+    /// those that change the state.
+    pub fn within(inside: Inside) -> Splitter {
+        Splitter {
+            state: State::Bulk { left: inside.bulk_left },
+            clean: None,
+            command_start: UNKNOWN_START,
+            argument_count: inside.arguments_left,
+            arguments_left: inside.arguments_left,
+            // What follows must not be taken for the name.
+            arguments: vec![Vec::new(), Vec::new()],
+            kept: 2,
+            ..Splitter::new(inside.at)
+        }
+    }
+
+    /// What must be known to go on from here, where that is the midst of an argument of a command that changes no state.
+    pub fn inside(&self) -> Option<Inside> {
+        let State::Bulk { left } = self.state else { return None };
+        let name = self.arguments.first().filter(|_| self.kept > 1)?;
+        let changes = ["SELECT", "MULTI", "EXEC", "DISCARD"];
+        let at = Boundary { offset: self.offset, db: self.db, in_multi: self.in_multi };
+        (!changes.iter().any(|change| name.eq_ignore_ascii_case(change.as_bytes()))).then_some(Inside {
+            at,
+            bulk_left: left,
+            arguments_left: self.arguments_left,
+        })
+    }
+
     /// The offset after the last byte fed.
     pub fn offset(&self) -> u64 {
         self.offset
@@ -141,7 +183,8 @@ impl Splitter {
         self.clean
     }
 
-    /// The last boundary between two commands, inside a transaction or not.
+    /// The last boundary between two commands, inside a transaction or not; at `u64::MAX` before the first one of a stream that was
+    /// entered inside a command.
     pub fn boundary(&self) -> Boundary {
         Boundary { offset: self.command_start, db: self.db, in_multi: self.in_multi }
     }
@@ -438,6 +481,34 @@ mod tests {
         assert_eq!(splitter.clean(), None);
         splitter.feed(&command(&[b"EXEC"]), |_| {}).unwrap();
         assert_eq!(splitter.clean().unwrap().offset, splitter.offset());
+    }
+
+    #[test]
+    fn a_stream_is_entered_in_the_midst_of_an_argument() {
+        let mut bytes = command(&[b"SELECT", b"3"]);
+        bytes.extend(command(&[b"MULTI"]));
+        bytes.extend(command(&[b"MSET", b"key", &[b'x'; 500], b"MULTI", b"EXEC"]));
+        bytes.extend(command(&[b"EXEC"]));
+        bytes.extend(command(&[b"SET", b"a", b"EXEC"]));
+        let mut splitter = Splitter::new(START);
+        let mut entered = 0;
+        for (n, byte) in bytes.iter().enumerate() {
+            if let Some(inside) = splitter.inside() {
+                entered += 1;
+                let mut other = Splitter::within(inside);
+                assert_eq!((other.offset(), other.inside()), (splitter.offset(), Some(inside)));
+                assert_eq!((other.clean(), other.boundary().offset), (None, UNKNOWN_START));
+                let mut names = Vec::new();
+                other.feed(&bytes[n..], |command| names.push(command.name().to_vec())).unwrap();
+                let all = [&b""[..], b"EXEC", b"SET"];
+                let of = if inside.at.in_multi { &all[..] } else { &all[..1] };
+                assert_eq!(names, of);
+                let end = START.offset + bytes.len() as u64;
+                assert_eq!(other.clean(), Some(Boundary { offset: end, db: Some(3), in_multi: false }));
+            }
+            splitter.feed(std::slice::from_ref(byte), |_| {}).unwrap();
+        }
+        assert!(entered > 500, "{entered}");
     }
 
     #[test]

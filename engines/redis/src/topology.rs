@@ -60,6 +60,8 @@ pub struct State {
     pub replicas: u32,
     /// As a replica: its master's port and host, and whether the link is up.
     pub upstream: Option<(String, u16, bool)>,
+    /// As a replica: it takes writes of its own, which its master never sees.
+    pub writable: bool,
     /// It is reading its data.
     pub loading: bool,
     /// Of a Redis Cluster: what it says of itself there.
@@ -189,11 +191,14 @@ impl Topology {
         }
     }
 
-    /// The node to copy or stream from: a replica that is well and has caught up with its link, otherwise the master.
+    /// The node to copy or stream from: a replica that is well, has caught up with its link and holds nothing of its own, otherwise the
+    /// master.
     pub fn source(&self, shard: &Shard) -> usize {
         let well = |index: &&usize| {
             self.nodes[**index].said().is_some_and(|state| {
-                !state.loading && state.upstream.as_ref().is_some_and(|(_, _, link_up)| *link_up)
+                !state.loading
+                    && !state.writable
+                    && state.upstream.as_ref().is_some_and(|(_, _, link_up)| *link_up)
             })
         };
         shard.replicas.iter().find(well).copied().unwrap_or(shard.master)
@@ -261,6 +266,7 @@ fn state_of(info: &std::collections::HashMap<String, String>) -> State {
             .then(|| unsigned("repl_backlog_first_byte_offset").unwrap_or(0)),
         replicas: unsigned("connected_slaves").and_then(|n| u32::try_from(n).ok()).unwrap_or(0),
         upstream,
+        writable: !master && number("slave_read_only") == Some(0),
         loading: number("loading") == Some(1) || number("master_sync_in_progress") == Some(1),
         clustered: (text("cluster_enabled") == "1").then(Clustered::default),
     }

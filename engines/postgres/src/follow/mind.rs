@@ -39,6 +39,7 @@ impl Link<'_> {
             if slots_moved.is_none_or(|since| since.elapsed() >= SLOTS_INTERVAL) {
                 slots_moved = Some(Clock::now());
                 let durable = Lsn(get(&self.durable).offset.low());
+                self.keep_slot(&primary.sql).await?;
                 if durable > moved {
                     self.advance(&primary.sql, durable).await?;
                     moved = durable;
@@ -64,6 +65,26 @@ impl Link<'_> {
             self.sink.beat(&durable, Bracket { earliest: clock - COMMIT_SLACK, latest: clock }).await?;
         }
         Ok(())
+    }
+
+    /// Somebody may have dropped our slot, or the server given it up. While the link stands nothing is lost by that; without a slot the
+    /// next interruption would lose log.
+    async fn keep_slot(&self, sql: &Sql) -> Result<()> {
+        let what = "look at our slot";
+        let slot = connect::quote_text(&connect::slot(self.access));
+        let query =
+            format!("SELECT coalesce(wal_status, '') FROM pg_replication_slots WHERE slot_name = {slot}");
+        let status = connect::rows(sql, what, &query).await?;
+        match status.first().map(|row| row.get(0)) {
+            Some(Some("lost")) => {
+                connect::rows(sql, what, &format!("SELECT pg_drop_replication_slot({slot})")).await?;
+            }
+            Some(_) => return Ok(()),
+            None => {}
+        }
+        tracing::warn!(cluster = self.access.cluster, "our slot was gone: made anew");
+        let make = format!("SELECT pg_create_physical_replication_slot({slot}, true)");
+        connect::rows(sql, "make our slot", &make).await.map(drop)
     }
 
     async fn advance(&self, sql: &Sql, to: Lsn) -> Result<()> {
@@ -116,24 +137,12 @@ impl Link<'_> {
                 open.entry(index).insert_entry(standing.sql).into_mut()
             }
         };
-        let what = "look at our slot";
-        let slot = connect::quote_text(&connect::slot(self.access));
-        let query = format!(
-            "SELECT pg_is_in_recovery(), \
-             (SELECT coalesce(wal_status, '') FROM pg_replication_slots WHERE slot_name = {slot})"
-        );
-        let row = connect::row(sql, what, &query).await?;
-        if row.get(0) != Some("t") {
+        let what = "look at a standby";
+        if connect::row(sql, what, "SELECT pg_is_in_recovery()").await?.get(0) != Some("t") {
             let standing = connect::standing(self.access, index).await?;
             return Ok(standing.timeline > primary.timeline && standing.system_id == primary.system_id);
         }
-        if row.get(1) == Some("lost") {
-            connect::rows(sql, what, &format!("SELECT pg_drop_replication_slot({slot})")).await?;
-        }
-        if matches!(row.get(1), None | Some("lost")) {
-            connect::rows(sql, what, &format!("SELECT pg_create_physical_replication_slot({slot}, true)"))
-                .await?;
-        }
+        self.keep_slot(sql).await?;
         self.advance(sql, durable).await?;
         Ok(false)
     }

@@ -85,6 +85,10 @@ fn quiet(meta: &Meta) -> Vec<(String, String)> {
         ("primary_conninfo", String::new()),
         ("primary_slot_name", String::new()),
     ];
+    // From 17 on they can fire at a login too: what they write would be another content after each look.
+    if meta.version_num >= 170_000 {
+        settings.push(("event_triggers", "off".to_owned()));
+    }
     let libraries = restore::libraries(meta);
     if libraries.iter().any(|name| name == "timescaledb") {
         settings.push(("timescaledb.max_background_workers", "0".to_owned()));
@@ -286,6 +290,14 @@ async fn open(
         notes.push(format!(
             "prepared transaction {gid:?} in {database} waits: COMMIT PREPARED or ROLLBACK PREPARED it"
         ));
+    }
+    if !job.layout.sandbox {
+        for (_, name) in connect::left_out(&sql, &[]).await? {
+            notes.push(format!(
+                "tablespace {name} lies inside the data directory now: copies by other tools over the replication protocol \
+                 (pg_basebackup of PostgreSQL 15) leave it out without a word"
+            ));
+        }
     }
     let mut settings = needed(job.layout, meta);
     if !prepared.is_empty() {

@@ -34,6 +34,16 @@ pub(super) async fn copy(job: &Job<'_>, sql: &tokio_postgres::Client, own: &mut 
         BackupOptions { label: job.options.label.clone(), kib_per_second_max: None, fast_checkpoint: true };
     let begun = client.base_backup(&options).await;
     let (start, backup) = begun.map_err(|error| fault::replication("start a base backup", error))?;
+    if let Some((_, name)) = connect::left_out(sql, &start.tablespaces).await?.first() {
+        let what = format!(
+            "copy tablespace {name} over the replication protocol: it lies inside the data directory, and PostgreSQL {} leaves \
+             such out of a base backup",
+            job.major
+        );
+        return Err(Error::new(Kind::Unsupported, what).hint(
+            "take the snapshot beside the server, by its files, or move the tablespace's tables to another and drop it",
+        ));
+    }
     own.begin(start.lsn, start.timeline);
     let mut before = clock(sql).await?;
     let mut copy = Copy {

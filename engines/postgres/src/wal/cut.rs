@@ -234,6 +234,12 @@ mod tests {
         finder.record(Lsn(100), Lsn(108), Some(&Event::RestorePoint { name: "b".into(), time_us: 0 }));
         finder.record(Lsn(110), Lsn(118), Some(&Event::RestorePoint { name: "a".into(), time_us: 0 }));
         assert_eq!(finder.finish().unwrap().lsn, Lsn(118));
+        let mut twice = Finder::new(Wanted::Name("a".into()), Lsn(100));
+        for start in [100, 110] {
+            let point = Event::RestorePoint { name: "a".into(), time_us: 0 };
+            twice.record(Lsn(start), Lsn(start + 8), Some(&point));
+        }
+        assert_eq!(twice.finish(), Err(CutError::Ambiguous(vec![(Lsn(108), None), (Lsn(118), None)])));
         assert_eq!(find(Wanted::Lsn(Lsn(110)), &[S, 2 * S]).unwrap().lsn, Lsn(110));
         assert_eq!(find(Wanted::Lsn(Lsn(108)), &[S, 2 * S]).unwrap().lsn, Lsn(108));
         assert_eq!(find(Wanted::Lsn(Lsn(118)), &[S, 2 * S]).unwrap().lsn, Lsn(118));

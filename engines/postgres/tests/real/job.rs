@@ -21,10 +21,26 @@ async fn main_job(version: &'static str, targets: &[&str]) {
     let access = layout.access();
     let client = sql(&layout, 0).await;
     client
-        .batch_execute("CREATE TABLE t (n int primary key, text text); CREATE UNLOGGED TABLE u (n int)")
+        .batch_execute("CREATE TABLE t (n int primary key, text text); CREATE UNLOGGED TABLE u (n int); CREATE TABLE void (n int)")
         .await
         .unwrap();
     client.batch_execute("INSERT INTO t SELECT n, repeat('x', 500) FROM generate_series(1, 5000) n; INSERT INTO u VALUES (1)").await.unwrap();
+    if version == "17" {
+        // Fires at each login, ours among them.
+        client
+            .batch_execute(
+                "CREATE TABLE logins (at timestamptz); CREATE FUNCTION note() RETURNS event_trigger LANGUAGE plpgsql AS \
+                 $$ BEGIN INSERT INTO logins VALUES (clock_timestamp()); END $$; \
+                 CREATE EVENT TRIGGER noting ON login EXECUTE FUNCTION note(); ALTER EVENT TRIGGER noting ENABLE ALWAYS",
+            )
+            .await
+            .unwrap();
+    }
+    // Open over both snapshots, and committed behind all that is restored here but the end.
+    let open = sql(&layout, 0).await;
+    open.batch_execute("BEGIN; INSERT INTO t SELECT -n, repeat('y', 500) FROM generate_series(1, 20000) n")
+        .await
+        .unwrap();
     let tip = world.engine.tip(&access, &lane()).await.unwrap();
     let follower = Follower::begin(&world, access.clone(), tip);
 
@@ -42,6 +58,7 @@ async fn main_job(version: &'static str, targets: &[&str]) {
         .parse()
         .unwrap();
     client.batch_execute("DELETE FROM t WHERE n > 10000").await.unwrap();
+    open.batch_execute("COMMIT").await.unwrap();
     let last = Mark::mark(&*world.engine, &access, "point-2").await.unwrap();
     follower.caught_up(&position(&last.position)).await;
     let now: i64 = one(&client, "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint")
@@ -55,8 +72,8 @@ async fn main_job(version: &'static str, targets: &[&str]) {
         ("point", Target::Place(position(&marked.position)), "5002"),
         ("time", Target::Time(Instant(then)), "5003"),
         ("name", Target::Name("point-1".into()), "5002"),
-        ("idle", Target::Time(Instant(now)), "5000"),
-        ("end", Target::End, "5000"),
+        ("idle", Target::Time(Instant(now)), "25000"),
+        ("end", Target::End, "25000"),
     ];
     let chosen = all.into_iter().filter(|(name, ..)| targets.contains(name));
     for ((name, target, expected), snapshot) in chosen.zip([&by_files, &by_protocol].into_iter().cycle()) {
@@ -68,8 +85,14 @@ async fn main_job(version: &'static str, targets: &[&str]) {
         let sandbox = world.restore(name, snapshot, &log, &cutting.place).await;
         let restored = sql(&sandbox, 0).await;
         assert_eq!(one(&restored, "SELECT count(*) FROM t").await, expected, "{name}");
-        assert_eq!(one(&restored, "SELECT count(*) FROM u").await, "0");
+        for empty in ["u", "void"] {
+            assert_eq!(one(&restored, &format!("SELECT count(*) FROM {empty}")).await, "0");
+        }
         restored.batch_execute("INSERT INTO t VALUES (99999)").await.unwrap();
+        if version == "17" {
+            let content = async || world.engine.content(&sandbox.access()).await.unwrap();
+            assert_eq!(content().await, content().await, "a look changes nothing");
+        }
         world.drop_sandbox(&sandbox).await;
     }
     let view = Observe::observe(&*world.engine, &access).await.unwrap();

@@ -3,5 +3,6 @@
 mod conformance;
 mod failover;
 mod job;
+mod sources;
 mod traps;
 mod world;

@@ -181,6 +181,14 @@ async fn following_does_no_harm() {
     );
     until_is(&client, &moved, "t").await;
 
+    // Somebody drops it: the link goes on, and what comes behind the next interruption is kept again.
+    client
+        .batch_execute("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots")
+        .await
+        .unwrap();
+    until_is(&client, "SELECT count(*) FROM pg_replication_slots WHERE restart_lsn IS NOT NULL", "1").await;
+    assert!(follower.errors.lock().unwrap().is_empty());
+
     // A spool that takes nothing ends the link, and the server stops as fast as without us.
     follower.log.set_full(&lane(), true);
     client.batch_execute("INSERT INTO t VALUES (2)").await.unwrap();
@@ -246,7 +254,9 @@ async fn snapshots_under_load() {
     client
         .batch_execute(
             "CREATE TABLE t (n bigint PRIMARY KEY, text text); CREATE SEQUENCE s; CREATE INDEX ON t (text); \
-             INSERT INTO t SELECT n, md5(n::text) FROM generate_series(1, 20000) n",
+             INSERT INTO t SELECT n, md5(n::text) FROM generate_series(1, 20000) n; \
+             CREATE FUNCTION refuse() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no changes here'; END $$; \
+             CREATE EVENT TRIGGER refusing ON ddl_command_start EXECUTE FUNCTION refuse()",
         )
         .await
         .unwrap();
@@ -341,7 +351,8 @@ async fn integrity_sees(world: &World, sandbox: &Layout, snapshot: &dyn Snapshot
     let restored = sql(sandbox, 0).await;
     restored
         .batch_execute(
-            "CREATE TABLE v AS SELECT n FROM generate_series(1, 3000) n; CREATE TABLE w AS TABLE v",
+            "SET session_replication_role = replica; \
+             CREATE TABLE v AS SELECT n FROM generate_series(1, 3000) n; CREATE TABLE w AS TABLE v",
         )
         .await
         .unwrap();

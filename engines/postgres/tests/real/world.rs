@@ -27,6 +27,8 @@ pub struct TestHost {
 #[derive(Default)]
 struct Processes {
     running: Mutex<HashMap<String, Child>>,
+    /// What each server finds in its environment.
+    env: Mutex<Vec<(String, String)>>,
 }
 
 impl TestHost {
@@ -34,16 +36,41 @@ impl TestHost {
     pub fn kill(&self, node: &str) {
         self.processes.kill(node);
     }
+
+    /// What each server that is started from now on finds in its environment.
+    pub fn set_env(&self, env: Vec<(String, String)>) {
+        *self.processes.env.lock().unwrap() = env;
+    }
 }
 
 impl Processes {
     fn kill(&self, node: &str) {
         let child = self.running.lock().unwrap().remove(node);
         if let Some(mut child) = child {
+            // A server's processes are groups of their own.
+            let all = children(child.id());
             let _ = killpg(Pid::from_raw(child.id() as i32), Signal::SIGKILL);
+            for pid in all {
+                let _ = nix::sys::signal::kill(Pid::from_raw(pid), Signal::SIGKILL);
+            }
             let _ = child.wait();
         }
     }
+}
+
+/// The processes that `parent` started.
+fn children(parent: u32) -> Vec<i32> {
+    let numbers = std::fs::read_dir("/proc")
+        .unwrap()
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok());
+    let child = |number: &String| {
+        let stat = std::fs::read_to_string(format!("/proc/{number}/stat")).ok()?;
+        // `pid (name) state ppid …`
+        let of: u32 = stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(1)?.parse().ok()?;
+        (of == parent).then(|| number.parse().ok()).flatten()
+    };
+    numbers.filter_map(|number| child(&number)).collect()
 }
 
 impl Drop for Processes {
@@ -72,6 +99,7 @@ impl Host for TestHost {
     async fn start(&self, command: &NodeCommand) -> Result<u32> {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(&command.log).unwrap();
         let mut process = prepare(command);
+        process.envs(self.processes.env.lock().unwrap().iter().cloned());
         process.stdout(log.try_clone().unwrap()).stderr(log);
         let child = process.spawn().map_err(|error| Error::io("start", error))?;
         let pid = child.id();
@@ -218,23 +246,34 @@ impl World {
         cut: &Place,
     ) -> Result<(Layout, Replayed)> {
         let layout = self.layout(name, 1, &[], true);
+        let replayed = self.restore_into(&layout, snapshot, log, cut).await?;
+        Ok((layout, replayed))
+    }
+
+    /// Restores into whatever layout: in place where that is no sandbox.
+    pub async fn restore_into(
+        &self,
+        layout: &Layout,
+        snapshot: &dyn SnapshotSource,
+        log: &dyn LogSource,
+        cut: &Place,
+    ) -> Result<Replayed> {
         let position = mainstay_model::Position::single(lane(), cut.clone());
         let job = RestoreJob {
-            layout: &layout,
+            layout,
             host: &self.host,
             snapshot,
             log,
             cut: &position,
             at: mainstay_model::Instant::now(),
             ttl: Ttl::Shift,
-            in_place: false,
+            in_place: !layout.sandbox,
             compared: true,
             jobs: 2,
             progress: Arc::new(Quiet),
         };
         Restore::restore(&*self.engine, &job).await?;
-        let replayed = Replay::replay(&*self.engine, &job).await?;
-        Ok((layout, replayed))
+        Replay::replay(&*self.engine, &job).await
     }
 
     pub async fn drop_sandbox(&self, layout: &Layout) {

@@ -4,7 +4,8 @@ use std::io::Read;
 use std::sync::Arc;
 
 use mainstay_engine::{
-    FileSpec, Follow, Kind, Quiet, Snapshot, SnapshotOptions, SnapshotSink, SnapshotSource, Stored, Way,
+    FileSpec, Follow, Kind, Launch, Quiet, Snapshot, SnapshotOptions, SnapshotSink, SnapshotSource, Stored,
+    Ttl, Way,
 };
 use mainstay_engine_kit::memory::MemoryLog;
 
@@ -40,6 +41,16 @@ async fn a_server_that_dies_in_a_snapshot_is_unreachable() {
     let taken = Snapshot::snapshot(&fixture.redis, &fixture.access(), &options, sink, Arc::new(Quiet)).await;
     let error = taken.unwrap_err();
     assert_eq!(error.kind, Kind::Unreachable, "{error}");
+    // Nothing stands in the next one's way.
+    Launch::start(&fixture.redis, &fixture.layout, &*fixture.host).await.unwrap();
+    let mut client = fixture.client(0);
+    client.run(&["SET", "after", "x"]);
+    let snapshot = fixture.snapshot().await;
+    crate::kit::until("the link to be gone", || client.info("connected_slaves") == "0").await;
+    let position = snapshot.taken().position.clone();
+    let (at, log) = (snapshot.taken().at.latest, MemoryLog::new().source(1));
+    let (sandbox, _) = fixture.restore(&snapshot, &log, &position, at, Ttl::Shift).await.unwrap();
+    assert_eq!(sandbox.client(0).run(&["GET", "after"]).text(), "x");
 }
 
 #[tokio::test(flavor = "multi_thread")]

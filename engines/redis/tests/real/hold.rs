@@ -124,6 +124,22 @@ async fn a_dropped_hold_lets_go_and_a_long_one_is_no_longer_trusted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_busy_script_is_no_hold_and_leaves_none_behind() {
+    let config = [("busy-reply-threshold", "100")];
+    let fixture = Fixture::start_with(VERSIONS[0], Shape::Standalone, &config).await;
+    let mut busy = fixture.client(0);
+    let script = std::thread::spawn(move || busy.try_run(&["EVAL", "while true do end", "0"]));
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let error = fixture.redis.hold(&fixture.access(), Duration::from_secs(30)).await.err().unwrap();
+    assert_eq!(error.kind, Kind::Unreachable, "{error}");
+    let mut client = fixture.client(0);
+    client.run(&["SCRIPT", "KILL"]);
+    script.join().unwrap();
+    let waited = tokio::task::spawn_blocking(move || timed_write(&mut client)).await.unwrap();
+    assert!(waited < Duration::from_secs(20), "{waited:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_master_that_changed_breaks_the_hold() {
     let fixture = Fixture::start(VERSIONS[0], Shape::Replicated(1)).await;
     let held = fixture.redis.hold(&fixture.access(), Duration::from_secs(60)).await.unwrap();

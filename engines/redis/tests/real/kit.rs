@@ -29,6 +29,8 @@ pub const VERSIONS: [&str; 2] = ["7.0", "8.2"];
 #[derive(Default)]
 pub struct TestHost {
     children: Mutex<BTreeMap<String, Child>>,
+    /// What each server finds in its environment.
+    pub env: Mutex<Vec<(String, String)>>,
 }
 
 impl TestHost {
@@ -96,6 +98,7 @@ impl Host for TestHost {
         let io = |error| Error::io(format!("start {}", command.program.display()), error);
         let log = std::fs::File::options().create(true).append(true).open(&command.log).map_err(io)?;
         let child = prepare(command)
+            .envs(self.env.lock().unwrap().iter().cloned())
             .process_group(0)
             .stdout(log.try_clone().map_err(io)?)
             .stderr(log)

@@ -10,3 +10,4 @@ mod launch;
 mod life;
 mod proof;
 mod restore;
+mod traps;
