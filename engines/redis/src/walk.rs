@@ -426,7 +426,7 @@ mod tests {
         let mut bytes = b"REDIS0012\xfa\x09redis-ver\x055.0.0\xf5\x03fun\xfe\x02\xfb\x08\x04".to_vec();
         let mut number = 0_u8;
         let mut key = |bytes: &mut Vec<u8>, kind: u8, value: &[u8]| {
-            if number % 2 == 0 {
+            if number.is_multiple_of(2) {
                 bytes.push(0xfc);
                 bytes.extend([9; 8]);
             }

@@ -308,7 +308,9 @@ impl Spool {
             return false;
         }
         shared.beat = Some((at.clone(), time));
-        let due = shared.beat_written.is_none_or(|last| time.earliest.since(last) >= Duration::from_secs(1));
+        // Clocks are set back, too.
+        let apart = |last: Instant| time.earliest.since(last).max(last.since(time.earliest));
+        let due = shared.beat_written.is_none_or(|last| apart(last) >= Duration::from_secs(1));
         if due {
             shared.beat_written = Some(time.earliest);
             drop(shared);

@@ -189,6 +189,11 @@ fn another_process_sees_the_end_and_reads_a_range() {
     assert!(spool.set_beat(&Place::new("1", 10_000), Bracket::exactly(Instant(77_000))));
     assert!(!spool.set_beat(&Place::new("1", 9_000), Bracket::exactly(Instant(99_000))));
     assert_eq!(peek(dir.path()).unwrap(), Some((Place::new("1", 10_000), Some(Instant(77_000)))));
+    // What the source's clock shows now is told, though it was set back.
+    for clock in [7_200_000_000, 88_000] {
+        assert!(spool.set_beat(&Place::new("1", 10_000), Bracket::exactly(Instant(clock))));
+        assert_eq!(peek(dir.path()).unwrap(), Some((Place::new("1", 10_000), Some(Instant(clock)))));
+    }
     for (from, to) in [(0, 10_000), (150, 150), (150, 160), (4000, 4200), (3777, 9999), (10_000, 10_000)] {
         let range = range(dir.path(), &Place::new("1", from), &Place::new("1", to)).unwrap();
         let range = range.unwrap_or_else(|| panic!("{from} to {to}"));
