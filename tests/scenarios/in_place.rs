@@ -1,6 +1,6 @@
 //! Restoring into the environment itself: the old data is kept, and can be brought back.
 
-use crate::support::{Fleet, SMALL, eventually, now};
+use crate::support::{Fleet, SMALL, ask, eventually, now};
 
 #[test]
 fn an_environment_is_replaced_undone_and_finished() {
@@ -46,4 +46,37 @@ fn an_environment_is_replaced_undone_and_finished() {
     let restored = fleet.ok(&["recover", "run", "orders", "--latest"]);
     let uri = crate::support::sandbox_uris(&restored, "orders");
     assert_eq!(crate::support::ask(&uri[0], "SELECT count(*) FROM t;"), ["101"]);
+}
+
+#[test]
+fn undoing_brings_back_who_was_the_master() {
+    let mut fleet = Fleet::new(
+        r#"fleet: pair
+environments: { local: { hosts: local } }
+vaults: { main: { url: "file:vault" } }
+clusters:
+  stock: { engine: redis, nodes: 2, backup: { follow: true } }
+"#,
+    );
+    fleet.ok(&["up"]);
+    let stock = fleet.uris("stock");
+    ask(&stock[0], "SET k before");
+    fleet.serve(&["serve"]);
+    let began = now();
+    fleet.wait_window(&["stock"], &began);
+    let first = now();
+    fleet.wait_window(&["stock"], &first);
+
+    // The master dies, and what the promoted replica has from then on, the dead one lacks.
+    let info = ask(&stock[0], "INFO server");
+    let pid = info.iter().find_map(|l| l.strip_prefix("process_id:")).expect("process_id").to_owned();
+    assert!(std::process::Command::new("kill").args(["-9", &pid]).status().unwrap().success());
+    ask(&stock[1], "REPLICAOF NO ONE");
+    ask(&stock[1], "SET k after");
+    let run = ["recover", "run", "stock", "--at", &first, "--into", "local", "--ttl", "absolute", "--yes"];
+    let done = fleet.ok(&run);
+    assert_eq!(fleet.ask("stock", "GET k"), ["before"]);
+    fleet.ok(&["recover", "undo", done["sandbox"].as_str().unwrap(), "--yes"]);
+    assert_eq!(fleet.ask("stock", "GET k"), ["after"]);
+    eventually("both nodes have it", || fleet.uris("stock").iter().all(|uri| ask(uri, "GET k") == ["after"]));
 }

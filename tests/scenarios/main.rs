@@ -9,3 +9,4 @@ mod in_place;
 mod kills;
 mod main_job;
 mod refusals;
+mod two_daemons;

@@ -80,6 +80,7 @@ impl<'a> Session<'a> {
     fn unknown(&self, what: &str, name: &str) -> Failure {
         let clusters = self.fleet.clusters.keys().map(ToString::to_string);
         let groups = self.fleet.recovery_groups.keys().map(|g| format!("{g} (a group)"));
+        let groups = groups.filter(|_| what.contains("group"));
         let known = clusters.chain(groups).collect::<Vec<_>>().join(", ");
         let file = self.cx.global.fleet.display();
         Failure::usage(

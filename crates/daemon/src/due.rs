@@ -5,9 +5,10 @@ use std::time::Duration;
 use mainstay_model::{Instant, Schedule};
 use mainstay_recovery::follow::Wanted;
 
-/// No more snapshots than this are taken within that time because a log asks for them.
+/// So many snapshots within that time, and the next one that a log asks for waits; each further one twice as long.
 const WANTED_MAX: usize = 3;
 const WANTED_WITHIN: Duration = Duration::from_secs(600);
+const WANTED_PAUSE: Duration = Duration::from_secs(30);
 
 /// Why a snapshot is due now; `None` if it is not. `begun` are the times at which the finished snapshots were begun.
 pub fn snapshot(
@@ -22,7 +23,9 @@ pub fn snapshot(
     };
     // A log that is lost again and again must not keep the source busy with snapshots.
     let lately = begun.iter().filter(|at| now.since(**at) < WANTED_WITHIN && **at <= now).count();
-    if let Some(wanted) = wanted.filter(|wanted| *newest < wanted.since && lately < WANTED_MAX) {
+    let wait =
+        lately.checked_sub(WANTED_MAX).map_or(Duration::ZERO, |more| WANTED_PAUSE * (1 << more.min(4)));
+    if let Some(wanted) = wanted.filter(|wanted| *newest < wanted.since && now.since(*newest) >= wait) {
         return Some(wanted.reason.replace('-', " "));
     }
     scheduled(schedule, *newest, now).then(|| "it is scheduled".to_owned())
@@ -101,7 +104,12 @@ mod tests {
         );
         check(&[at("10_03:00:01")], Some(&schedule), true, Some(&wanted(at("10_03:00:00"))), None);
         let lately = ["10_11:55:00", "10_11:57:00", "10_11:58:00"].map(at);
-        check(&lately, None, true, Some(&wanted(at("10_11:59:00"))), None);
+        // Never given up: a cluster without protection for long is worse than a snapshot more.
+        check(&lately, None, true, Some(&wanted(at("10_11:59:00"))), Some("log gone"));
+        let just_now = ["10_11:55:00", "10_11:57:00", "10_11:59:40"].map(at);
+        check(&just_now, None, true, Some(&wanted(at("10_11:59:50"))), None);
+        let often = ["10_11:54:00", "10_11:55:00", "10_11:56:00", "10_11:57:00", "10_11:58:30"].map(at);
+        check(&often, None, true, Some(&wanted(at("10_11:59:50"))), None);
         check(&lately[..2], None, true, Some(&wanted(at("10_11:59:00"))), Some("log gone"));
     }
 

@@ -63,6 +63,11 @@ async fn turn(
     if held.as_ref().is_some_and(Lease::lost) {
         *held = None;
     }
+    // A mark in log that nobody takes in yet may never be covered, and would be waited for in vain.
+    if daemon.started.elapsed() < daemon.config.rhythm.cover && !daemon.are_followed(&members) {
+        daemon.stand_by(group, "its members are not followed yet".to_owned());
+        return daemon.config.rhythm.tick;
+    }
     let vault = members[0].vault.vault().clone();
     if held.is_none() {
         match daemon.group_lease(group, &vault).await {
@@ -122,6 +127,10 @@ impl Daemon {
             members.push(of);
         }
         if members.is_empty() { Err(format!("{} has no members", group.name)) } else { Ok(members) }
+    }
+
+    fn are_followed(&self, members: &[Protected]) -> bool {
+        members.iter().all(|of| self.follower(&of.cluster.name).is_some_and(|f| f.status().is_well()))
     }
 
     async fn group_lease(&self, group: &RecoveryGroup, vault: &Vault) -> Result<Option<Lease>, String> {

@@ -22,6 +22,8 @@ use crate::{Daemon, due, lock, why};
 pub(crate) const LEASE_TTL: Duration = Duration::from_secs(20);
 /// How long one waits before looking again whether somebody else has done it.
 const HELD_PAUSE: Duration = Duration::from_secs(5);
+/// How long a follower, here or elsewhere, may take to see that the snapshot is there that it wanted.
+const SEEN_PAUSE: Duration = Duration::from_secs(3);
 /// How long `serve --once` gives a follower to find out whether its log goes on.
 const SETTLE_WITHIN: Duration = Duration::from_secs(20);
 
@@ -83,7 +85,10 @@ impl Daemon {
         };
         let retry = self.config.rhythm.retry;
         self.change_view(name, |view| match &done {
-            Ok(true) => view.retries.snapshot.succeeded(),
+            Ok(true) => {
+                view.retries.snapshot.succeeded();
+                view.retries.snapshot.later(SEEN_PAUSE);
+            }
             Ok(false) => view.retries.snapshot.later(HELD_PAUSE),
             Err(_) => view.retries.snapshot.failed(retry),
         });

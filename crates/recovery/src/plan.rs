@@ -27,7 +27,7 @@ use crate::Protected;
 use crate::catalogue::Catalogue;
 use crate::error::{Doing, Error, Result};
 use crate::log::StoredLog;
-use crate::past::{Life, Past, Stretch};
+use crate::past::{Life, Past, Stretch, Window};
 use cut::Skew;
 
 /// What to restore to.
@@ -261,25 +261,34 @@ fn latest<'a>(
         Target::Name(name) => Asked::Name(name),
         Target::Latest => {
             let mut refusals = Vec::new();
-            let mut at = Instant::MAX;
+            let mut all = Vec::new();
             let mut lanes = 0;
             for (of, catalogue) in members.iter().zip(catalogues) {
-                let newest = catalogue.past.windows().into_iter().max_by_key(|w| w.to);
-                let Some(window) = newest else {
+                let windows = catalogue.past.windows();
+                let Some(window) = windows.iter().max_by_key(|w| w.to) else {
                     refusals.push(Refusal::no_snapshot(of.cluster.name.as_str(), catalogue));
                     continue;
                 };
-                at = at.min(window.to);
                 let life = &catalogue.past.lives[window.life];
                 lanes += window.snapshots.last().map_or(0, |s| life.snapshots[*s].position.0.len());
+                all.push(windows);
             }
             match refusals.is_empty() {
                 true if lanes == 1 => Asked::End,
-                true => Asked::Time(at),
+                true => Asked::Time(latest_of(&all)),
                 false => return Err(refusals),
             }
         }
     })
+}
+
+/// The latest instant that lies in a window of each. Where there is none, the earliest of the ends: the refusal then says why not.
+fn latest_of(all: &[Vec<Window>]) -> Instant {
+    let holds = |at: Instant| move |windows: &Vec<Window>| windows.iter().any(|w| w.from <= at && at <= w.to);
+    let ends = all.iter().flatten().map(|window| window.to);
+    let common = ends.filter(|at| all.iter().all(holds(*at))).max();
+    let earliest = all.iter().filter_map(|windows| windows.iter().map(|w| w.to).max()).min();
+    common.or(earliest).unwrap_or(Instant::MAX)
 }
 
 /// How many damaged objects a plan of one cluster goes round.
@@ -476,4 +485,35 @@ pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send 
     ended
         .map_err(|e| mainstay_engine::Error::new(mainstay_engine::Kind::Io, "a thread ended early").source(e))
         .doing(|| "wait for a thread".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn windows(of: &[(i64, i64)]) -> Vec<Window> {
+        let window = |&(from, to): &(i64, i64)| Window {
+            from: Instant(from),
+            to: Instant(to),
+            life: 0,
+            snapshots: vec![0],
+            ended: None,
+            is_open: false,
+        };
+        of.iter().map(window).collect()
+    }
+
+    #[test]
+    fn the_latest_instant_is_one_that_all_have() {
+        let check = |all: &[&[(i64, i64)]], expect| {
+            let all: Vec<_> = all.iter().map(|of| windows(of)).collect();
+            assert_eq!(latest_of(&all), Instant(expect), "{all:?}");
+        };
+        check(&[&[(0, 50)], &[(10, 40)]], 40);
+        // The end of the one lies in a hole of the other.
+        check(&[&[(0, 30), (45, 45)], &[(0, 40)]], 30);
+        check(&[&[(0, 30), (45, 60)], &[(0, 50)]], 50);
+        // Nothing in common: refused at the earliest end.
+        check(&[&[(45, 60)], &[(0, 40)]], 40);
+    }
 }

@@ -1,8 +1,8 @@
 //! Starting Redis here: finding the server, writing its file, waiting until it is ready, stopping it.
 //!
-//! Nodes of a Redis Cluster keep their roles in their own `nodes.conf`. For plain replication the name of the master is kept beside
-//! the first node's data and brought up to date whenever a cluster is looked at or stopped, so that after a failover the roles
-//! survive `down` and `up`. A stop saves: masters go first, while their replicas can still hear them.
+//! Nodes of a Redis Cluster keep their roles in their own `nodes.conf`. For plain replication the name of the master is kept in
+//! the first node's data folder and brought up to date whenever a cluster is looked at or stopped, so that after a failover the roles
+//! survive `down` and `up`, and go with the data when these are set aside and brought back. A stop saves: masters go first, while their replicas can still hear them.
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
@@ -63,7 +63,7 @@ impl Launch for Redis {
         if !running.is_empty()
             && let Ok(topology) = Topology::look(&layout.access()).await
         {
-            remember_master(layout.nodes.first().map(|node| node.dir.as_path()), &topology);
+            remember_master(layout.nodes.first().map(NodeLayout::data).as_deref(), &topology);
             masters.extend(topology.shards.iter().map(|shard| topology.nodes[shard.master].name.clone()));
             let clients = topology.nodes.iter().filter_map(|node| node.state.as_ref().ok());
             join_all(clients.map(|(_, client)| save_at_end(client))).await;
@@ -150,7 +150,7 @@ async fn start_replicated(layout: &Layout, host: &dyn Host) -> Result<()> {
     let clients = wait_all_ready(layout, host).await?;
     wait_until_well(&clients, layout, false).await?;
     let topology = Topology::look(&layout.access()).await?;
-    remember_master(layout.nodes.first().map(|node| node.dir.as_path()), &topology);
+    remember_master(layout.nodes.first().map(NodeLayout::data).as_deref(), &topology);
     Ok(())
 }
 
@@ -219,28 +219,30 @@ async fn current_master(layout: &Layout, host: &dyn Host) -> usize {
         return shard.master;
     }
     let remembered =
-        layout.nodes.first().and_then(|node| std::fs::read_to_string(master_file(&node.dir)).ok());
+        layout.nodes.first().and_then(|node| std::fs::read_to_string(master_file(&node.data())).ok());
     remembered.and_then(|name| index_of(name.trim())).unwrap_or(0)
 }
 
-fn master_file(dir: &Path) -> PathBuf {
-    dir.join("master")
+fn master_file(data: &Path) -> PathBuf {
+    data.join("master")
 }
 
-/// Writes down who the master is, for the next start. `dir` is the first node's folder.
-pub(crate) fn remember_master(dir: Option<&Path>, topology: &Topology) {
-    let (Some(dir), false, Some(shard)) = (dir, topology.clustered, topology.shards.first()) else { return };
+/// Writes down who the master is, for the next start. `data` is the first node's data folder.
+pub(crate) fn remember_master(data: Option<&Path>, topology: &Topology) {
+    let (Some(data), false, Some(shard)) = (data, topology.clustered, topology.shards.first()) else {
+        return;
+    };
     let name = &topology.nodes[shard.master].name;
-    remember(dir, name);
+    remember(data, name);
 }
 
-/// Writes down that a node is the master, beside the first node's data.
-pub(crate) fn remember(dir: &Path, name: &str) {
-    let file = master_file(dir);
+/// Writes down that a node is the master, in the first node's data folder.
+pub(crate) fn remember(data: &Path, name: &str) {
+    let file = master_file(data);
     if std::fs::read_to_string(&file).is_ok_and(|known| known.trim() == name) {
         return;
     }
-    let fresh = dir.join("master.new");
+    let fresh = data.join("master.new");
     if let Err(error) = std::fs::write(&fresh, name).and_then(|()| std::fs::rename(&fresh, &file)) {
         tracing::warn!(%error, master = name, "could not write down who the master is");
     }

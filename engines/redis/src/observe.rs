@@ -28,10 +28,8 @@ impl Observe for Redis {
                 return Ok(View { version: None, incarnation: None, nodes, findings: vec![finding] });
             }
         };
-        // The runtime keeps a node's data in a folder of the node's own.
-        let first =
-            access.nodes.first().and_then(|node| node.data_dir.as_deref()).and_then(|data| data.parent());
-        remember_master(first.filter(|dir| dir.is_dir()), &topology);
+        let first = access.nodes.first().and_then(|node| node.data_dir.as_deref());
+        remember_master(first.filter(|data| data.is_dir()), &topology);
         let nodes = topology.nodes.iter().map(|node| match node.said() {
             Some(state) => NodeView {
                 name: node.name.clone(),

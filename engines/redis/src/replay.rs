@@ -333,7 +333,7 @@ async fn finish(job: &RestoreJob<'_>, shards: &[(&NodeLayout, &ShardMeta)]) -> R
         assemble(&clients, &part, &members).await?;
         wait_until_well(&clients, &part, true).await?;
     } else if let (Some(first), Some((master, _))) = (layout.nodes.first(), shards.first()) {
-        remember(&first.dir, &master.name);
+        remember(&first.data(), &master.name);
     }
     Ok(clients)
 }

@@ -35,6 +35,8 @@ const HOPELESS_MAX: u32 = 5;
 const ALONE: &str = "the vault cannot be asked: log is kept in the spool of this machine alone";
 /// How often is looked for a snapshot that is waited for.
 const SNAPSHOT_POLL: Duration = Duration::from_secs(1);
+/// Why any snapshot is wanted where none is known.
+const NONE_YET: &str = "no-snapshot-yet";
 
 /// A lane that is followed, or would be.
 pub(super) struct LaneFollower {
@@ -55,6 +57,8 @@ struct State {
     failures: u64,
     generation: Option<u64>,
     wanted: Option<Wanted>,
+    /// Where the log begins that the wanted snapshot is to lead into: one that was begun before it will do, if it was consistent behind it.
+    wanted_for: Option<Place>,
     spool: Option<Arc<Spool>>,
     vaulted: Option<watch::Receiver<Vaulted>>,
     vault_complete_to: Option<Instant>,
@@ -163,6 +167,7 @@ impl LaneFollower {
         let in_vault = InVault::of(&objects);
         let has_snapshot = in_vault.has_snapshot(&self.lane, &self.snapshots().await?);
         let (end, complete_to) = (in_vault.end.clone(), in_vault.complete_to);
+        let in_vault_none = in_vault.line.is_none();
         let (dir, limits) = (self.spool_dir(), self.options.limits.clone());
         let (spool, damage) = blocking(move || open_spool(&dir, limits, &in_vault))
             .await
@@ -174,6 +179,8 @@ impl LaneFollower {
         let (vaulted, vaulted_rx) = watch::channel(vaulted);
         write_holder(&self.spool_dir(), Some(lease.generation()));
         let turn = Turn { spool: Arc::new(spool), vaulted: Arc::new(vaulted) };
+        // Whether a snapshot is wanted for log that is yet to begin is told by where it begins.
+        let is_new = in_vault_none && turn.spool.end().is_none();
         {
             let mut state = self.state();
             state.spool = Some(turn.spool.clone());
@@ -183,7 +190,7 @@ impl LaneFollower {
         }
         if !damage.is_empty() {
             self.want_snapshot("spool-damaged");
-        } else if !has_snapshot {
+        } else if !has_snapshot && !is_new {
             self.want_snapshot("no-snapshot-leads-into-the-log");
         }
         tokio::select! {
@@ -517,16 +524,17 @@ impl LaneFollower {
         let place = match untried {
             Some((id, place)) => {
                 tried.push(id);
+                self.snapshot_came();
                 place
             }
             None => match follow.tip(&self.of.access, &self.lane).await {
                 Ok(place) => {
-                    self.want_later_snapshot("followed-from-the-end");
+                    self.want_later_snapshot("followed-from-the-end", &place);
                     place
                 }
                 Err(e) if e.kind == Kind::LogGone => {
                     if self.state().wanted.is_none() {
-                        self.want_snapshot("no-snapshot-yet");
+                        self.want_snapshot(NONE_YET);
                     }
                     self.set(Phase::Waiting, Some(why(&e)));
                     tokio::time::sleep(SNAPSHOT_POLL).await;
@@ -546,13 +554,24 @@ impl LaneFollower {
     }
 
     fn want_snapshot(&self, reason: &str) {
-        self.state().wanted = Some(Wanted { reason: reason.to_owned(), since: Instant::now() });
+        let mut state = self.state();
+        state.wanted = Some(Wanted { reason: reason.to_owned(), since: Instant::now() });
+        state.wanted_for = None;
     }
 
-    /// The log begins here: a snapshot from before it is not enough, for whatever reason one was wanted.
-    fn want_later_snapshot(&self, reason: &str) {
+    /// The log begins at `place`: a snapshot from before it is not enough, for whatever reason one was wanted.
+    fn want_later_snapshot(&self, reason: &str, place: &Place) {
         let before = self.state().wanted.take();
         self.want_snapshot(before.as_ref().map_or(reason, |wanted| &wanted.reason));
+        self.state().wanted_for = Some(place.clone());
+    }
+
+    /// The log begins at a snapshot. Where one was wanted because there was none, that was begun before we asked, perhaps.
+    fn snapshot_came(&self) {
+        let mut state = self.state();
+        if state.wanted.as_ref().is_some_and(|wanted| wanted.reason == NONE_YET) {
+            state.wanted = None;
+        }
     }
 
     /// Takes the wish for a snapshot back when there is one, and has it when the uploader lost log. Never returns.
@@ -566,7 +585,14 @@ impl LaneFollower {
             }
             let Some(wanted) = self.state().wanted.clone() else { continue };
             let Ok(snapshots) = self.snapshots().await else { continue };
-            if snapshots.iter().any(|snapshot| snapshot.begun_at >= wanted.since) {
+            let wanted_for = self.state().wanted_for.clone();
+            let leads = |snapshot: &SnapshotRecord| {
+                let place = snapshot.taken.position.get(&self.lane);
+                place
+                    .zip(wanted_for.as_ref())
+                    .is_some_and(|(place, from)| place.epoch == from.epoch && place.offset >= from.offset)
+            };
+            if snapshots.iter().any(|snapshot| snapshot.begun_at >= wanted.since || leads(snapshot)) {
                 let mut state = self.state();
                 if state.wanted.as_ref() == Some(&wanted) {
                     state.wanted = None;

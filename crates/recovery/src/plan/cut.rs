@@ -225,7 +225,8 @@ fn refused<T>(cluster: &str, error: engine::Error, doing: &str) -> Result<Answer
 /// commits), and is believed.
 fn skew(lane: &Lane, place: &Place, log: &dyn LogSource, at: Instant) -> engine::Result<Skew> {
     let mut skew = Skew::default();
-    for (index, segment) in log.segments(lane).iter().enumerate() {
+    let segments = log.segments(lane);
+    for (index, segment) in segments.iter().enumerate() {
         let (first, last) = (segment.first.offset, segment.last.offset);
         if segment.first.epoch != place.epoch || place.offset < first || place.offset > last {
             continue;
@@ -242,6 +243,14 @@ fn skew(lane: &Lane, place: &Place, log: &dyn LogSource, at: Instant) -> engine:
         }
         if let Some(mark) = behind {
             skew.early = skew.early.max(at.since(mark.at.earliest));
+        }
+        // What lies behind a segment's end may lie in another epoch: then its places do not tell that it does.
+        let next = segments.get(index + 1).filter(|next| next.first.epoch != place.epoch);
+        if next.is_some() && place.offset == last {
+            let times = log.read(lane, index + 1)?.times;
+            if let Some(mark) = times.first() {
+                skew.early = skew.early.max(at.since(mark.at.earliest));
+            }
         }
     }
     Ok(skew)
@@ -283,6 +292,47 @@ mod tests {
         fn complete_to(&self, _: &Lane) -> Option<Instant> {
             None
         }
+    }
+
+    /// The same, and behind it ten bytes of another epoch, from 260 to 900.
+    struct Branched;
+
+    impl LogSource for Branched {
+        fn lanes(&self) -> Vec<Lane> {
+            OneSegment.lanes()
+        }
+        fn segments(&self, lane: &Lane) -> Vec<Segment> {
+            let bracket = Bracket { earliest: Instant(260), latest: Instant(900) };
+            let behind = Segment { first: Place::new("b", 10), last: Place::new("b", 20), bracket };
+            [OneSegment.segments(lane), vec![behind]].concat()
+        }
+        fn read(&self, lane: &Lane, index: usize) -> engine::Result<SegmentData> {
+            if index == 0 {
+                return OneSegment.read(lane, 0);
+            }
+            let segment = self.segments(lane)[index].clone();
+            let times = vec![TimeMark { offset: Offset::from(20), at: segment.bracket }];
+            Ok(SegmentData {
+                segment,
+                times,
+                carry: String::new(),
+                bytes: bytes::Bytes::from_static(&[0; 10]),
+            })
+        }
+        fn branches(&self, _: &Lane) -> Vec<(Branch, Option<bytes::Bytes>)> {
+            vec![]
+        }
+        fn complete_to(&self, _: &Lane) -> Option<Instant> {
+            None
+        }
+    }
+
+    #[test]
+    fn a_cut_where_a_history_ended_is_as_sure_as_the_times_behind_it() {
+        let found =
+            |offset| skew(&Lane::new("l"), &Place::new("a", offset), &Branched, Instant(700)).unwrap();
+        assert_eq!(found(10).early, Duration::from_micros(440));
+        assert_eq!(found(7).early, Duration::ZERO);
     }
 
     fn check(offset: u64, at: i64, late_us: u64, early_us: u64) {

@@ -11,11 +11,19 @@ const SLACK_US: i64 = 2_000_000;
 
 pub(super) fn find(lane: &Lane, from: &Place, log: &dyn LogSource, target: &Target) -> Result<Cutting> {
     let segments = log.segments(lane);
-    // The last clean place is near the end, unless the end is all one record.
-    let tails: &[usize] = if *target == Target::End { &[2, 64, usize::MAX] } else { &[usize::MAX] };
+    // What is looked for is near the end, or near the place, unless all before it is one record or padding behind one.
+    let tails: &[usize] = match target {
+        Target::End | Target::Place(_) => &[2, 64, usize::MAX],
+        Target::Time(_) | Target::Name(_) => &[usize::MAX],
+    };
     for tail in tails {
         let found = find_in(lane, from, log, target, &segments, *tail);
-        if *tail >= segments.len() || found.as_ref().is_ok_and(|cutting| cutting.place != *from) {
+        let is_far = match (target, &found) {
+            (Target::Place(_), Err(error)) => error.kind == Kind::OutOfLog,
+            (Target::End, found) => !found.as_ref().is_ok_and(|cutting| cutting.place != *from),
+            _ => false,
+        };
+        if *tail >= segments.len() || !is_far {
             return found;
         }
     }
@@ -31,6 +39,7 @@ fn find_in(
     tail: usize,
 ) -> Result<Cutting> {
     let begin = Lsn(from.offset.low());
+    let log_end = segments.last().map_or(begin, |segment| Lsn(segment.last.offset.low()));
     let wanted = wanted(target, segments, from)?;
     let mut finder = Finder::new(wanted.clone(), begin);
     let mut scanner: Option<Scanner> = None;
@@ -45,7 +54,7 @@ fn find_in(
         }
         let later =
             matches!(wanted, Wanted::Time(at) if finder.is_beyond() && segment.bracket.earliest.0 > at);
-        if later || is_skipped(&wanted, segments, index) || segments.len() - index > tail {
+        if later || is_skipped(&wanted, segments, index, tail) {
             scanner = None;
             continue;
         }
@@ -60,7 +69,10 @@ fn find_in(
             }
         };
         let read = scan.push(&data.bytes, |record| {
-            finder.record(record.start, record.end, decode(record).as_ref());
+            // The one that ends a segment early ends with that, and of its padding the log may not have all yet.
+            if record.end <= log_end {
+                finder.record(record.start, record.end, decode(record).as_ref());
+            }
         });
         match read {
             Ok(()) => {}
@@ -180,17 +192,22 @@ fn wanted(target: &Target, segments: &[Segment], from: &Place) -> Result<Wanted>
     })
 }
 
-/// Whether a segment cannot hold the answer. The one before the first that can is read too: a record may begin in it.
-fn is_skipped(wanted: &Wanted, segments: &[Segment], index: usize) -> bool {
-    let below = |segment: &Segment| match wanted {
-        Wanted::Time(at) => segment.bracket.latest.0 < at.saturating_sub(SLACK_US),
-        Wanted::Lsn(at) => Lsn(segment.last.offset.low()) < *at,
-        Wanted::End => false,
+/// Whether a segment cannot hold the answer. The one before the first that can is read too: a record may begin in it. Towards a place or
+/// the end, `tail` segments are read at most.
+fn is_skipped(wanted: &Wanted, segments: &[Segment], index: usize, tail: usize) -> bool {
+    match wanted {
+        Wanted::Time(at) => {
+            let below = |segment: &Segment| segment.bracket.latest.0 < at.saturating_sub(SLACK_US);
+            below(&segments[index]) && segments.get(index + 1).is_some_and(below)
+        }
+        Wanted::Lsn(at) => {
+            let holds = |segment: &Segment| *at <= Lsn(segment.last.offset.low());
+            let holder = segments.iter().position(holds).unwrap_or(segments.len());
+            index.saturating_add(tail) <= holder
+        }
+        Wanted::End => segments.len() - index > tail,
         Wanted::Name(_) => false,
-    };
-    let last = index + 1 == segments.len();
-    let next_below = segments.get(index + 1).is_some_and(below);
-    below(&segments[index]) && next_below && !last
+    }
 }
 
 /// The segment size that a segment's first page names, where the log begins with one; else the usual.
@@ -201,4 +218,84 @@ fn segment_size(bytes: &[u8], start: Lsn) -> u64 {
     named
         .filter(|size| long && size.is_power_of_two() && (1 << 20..=1 << 30).contains(size))
         .unwrap_or(16 << 20)
+}
+
+#[cfg(test)]
+mod tests {
+    use mainstay_engine::SegmentData;
+    use mainstay_model::Branch;
+
+    use super::*;
+    use crate::wal::testing::Log;
+
+    const SEGMENT: u64 = 16 << 20;
+
+    /// Log of one timeline in pieces.
+    struct Pieces(Vec<SegmentData>);
+
+    impl Pieces {
+        /// Of `log` from `begin` on, cut at these places.
+        fn of(log: &Log, begin: Lsn, ends: &[Lsn]) -> Self {
+            let mut scanner = Scanner::resume(begin, SEGMENT, "0");
+            let mut at = begin;
+            let mut pieces = Vec::new();
+            for end in ends {
+                let carry = scanner.carry();
+                let bytes = log.bytes[(at.0 - log.first.0) as usize..(end.0 - log.first.0) as usize].to_vec();
+                scanner.push(&bytes, |_| {}).unwrap();
+                let bracket = Bracket { earliest: Instant::MIN, latest: Instant::MAX };
+                let segment = Segment { first: Place::new("1", at.0), last: Place::new("1", end.0), bracket };
+                pieces.push(SegmentData { segment, times: Vec::new(), carry, bytes: bytes.into() });
+                at = *end;
+            }
+            Self(pieces)
+        }
+    }
+
+    impl LogSource for Pieces {
+        fn lanes(&self) -> Vec<Lane> {
+            vec![Lane::new("wal")]
+        }
+        fn segments(&self, _: &Lane) -> Vec<Segment> {
+            self.0.iter().map(|piece| piece.segment.clone()).collect()
+        }
+        fn read(&self, _: &Lane, index: usize) -> Result<SegmentData> {
+            Ok(self.0[index].clone())
+        }
+        fn branches(&self, _: &Lane) -> Vec<(Branch, Option<bytes::Bytes>)> {
+            Vec::new()
+        }
+        fn complete_to(&self, _: &Lane) -> Option<Instant> {
+            Some(Instant::MAX)
+        }
+    }
+
+    #[test]
+    fn a_segment_that_ended_early_is_cut_where_the_log_is() {
+        let mut log = Log::new(Lsn(SEGMENT), SEGMENT);
+        let (begin, _) = log.commit(1_000_000);
+        log.commit(2_000_000);
+        let (switch, end) = log.switch();
+        let lane = Lane::new("wal");
+        let from = Place::new("1", begin.0);
+        let cut = |ends: &[Lsn], target: &Target| {
+            let log = Pieces::of(&log, begin, ends);
+            find(&lane, &from, &log, target).map(|found| found.place.offset.low())
+        };
+        let quarters = [1, 2, 3].map(|n| Lsn(SEGMENT + n * SEGMENT / 4));
+        // Its padding is still on its way: nothing behind what is there can be had.
+        for count in 1..=3 {
+            let ends = &quarters[..count];
+            assert_eq!(cut(ends, &Target::End).unwrap(), switch.0);
+            assert_eq!(cut(ends, &Target::Time(Instant(9_000_000))).unwrap(), switch.0);
+            assert!(cut(ends, &Target::Place(Place::new("1", end.0))).is_err());
+        }
+        // All of it is there, in pieces that hold no record.
+        let all = [quarters.as_slice(), &[end]].concat();
+        assert_eq!(cut(&all, &Target::End).unwrap(), end.0);
+        assert_eq!(cut(&all, &Target::Place(Place::new("1", end.0))).unwrap(), end.0);
+        assert_eq!(cut(&all, &Target::Place(Place::new("1", switch.0))).unwrap(), switch.0);
+        let within = cut(&all, &Target::Place(Place::new("1", SEGMENT + SEGMENT / 2)));
+        assert_eq!(within.unwrap_err().kind, Kind::Invalid);
+    }
 }

@@ -69,6 +69,8 @@ async fn point(session: &Session<'_>, what: &str, members: &[Protected], id: &st
             nearest.extend(found.into_iter().rev().take(3).map(|p| p.id));
         }
     }
+    // Members of one vault all name the same ones.
+    nearest.sort_by(|a, b| b.cmp(a));
     nearest.dedup();
     let hint = if nearest.is_empty() {
         "set one: mainstay point".to_owned()
