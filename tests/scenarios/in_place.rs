@@ -45,7 +45,7 @@ fn an_environment_is_replaced_undone_and_finished() {
     fleet.wait_window(&["orders", "stock"], &later);
     let restored = fleet.ok(&["recover", "run", "orders", "--latest"]);
     let uri = crate::support::sandbox_uris(&restored, "orders");
-    assert_eq!(crate::support::ask(&uri[0], "SELECT count(*) FROM t;"), ["101"]);
+    assert_eq!(ask(&uri[0], "SELECT count(*) FROM t;"), ["101"]);
 }
 
 #[test]

@@ -8,5 +8,6 @@ mod failover;
 mod in_place;
 mod kills;
 mod main_job;
+mod once;
 mod refusals;
 mod two_daemons;

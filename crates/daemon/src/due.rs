@@ -10,12 +10,14 @@ const WANTED_MAX: usize = 3;
 const WANTED_WITHIN: Duration = Duration::from_secs(600);
 const WANTED_PAUSE: Duration = Duration::from_secs(30);
 
-/// Why a snapshot is due now; `None` if it is not. `begun` are the times at which the finished snapshots were begun.
+/// Why a snapshot is due now; `None` if it is not. `begun` are the times at which the finished snapshots were begun. `hurried`: nobody comes
+/// back for it soon, so a log that asks for one does not wait.
 pub fn snapshot(
     begun: &[Instant],
     schedule: Option<&Schedule>,
     is_followed: bool,
     wanted: Option<&Wanted>,
+    hurried: bool,
     now: Instant,
 ) -> Option<String> {
     let Some(newest) = begun.iter().max() else {
@@ -23,8 +25,8 @@ pub fn snapshot(
     };
     // A log that is lost again and again must not keep the source busy with snapshots.
     let lately = begun.iter().filter(|at| now.since(**at) < WANTED_WITHIN && **at <= now).count();
-    let wait =
-        lately.checked_sub(WANTED_MAX).map_or(Duration::ZERO, |more| WANTED_PAUSE * (1 << more.min(4)));
+    let more = lately.checked_sub(WANTED_MAX).filter(|_| !hurried);
+    let wait = more.map_or(Duration::ZERO, |more| WANTED_PAUSE * (1 << more.min(4)));
     if let Some(wanted) = wanted.filter(|wanted| *newest < wanted.since && now.since(*newest) >= wait) {
         return Some(wanted.reason.replace('-', " "));
     }
@@ -88,7 +90,7 @@ mod tests {
         let wanted = |since| Wanted { reason: "log-gone".to_owned(), since };
         let now = at("10_12:00:00");
         let check = |begun: &[Instant], schedule, followed, wanted: Option<&Wanted>, expect: Option<&str>| {
-            assert_eq!(snapshot(begun, schedule, followed, wanted, now).as_deref(), expect);
+            assert_eq!(snapshot(begun, schedule, followed, wanted, false, now).as_deref(), expect);
         };
         check(&[], None, true, None, Some("there is none"));
         check(&[], None, false, None, None);
@@ -107,7 +109,9 @@ mod tests {
         // Never given up: a cluster without protection for long is worse than a snapshot more.
         check(&lately, None, true, Some(&wanted(at("10_11:59:00"))), Some("log gone"));
         let just_now = ["10_11:55:00", "10_11:57:00", "10_11:59:40"].map(at);
-        check(&just_now, None, true, Some(&wanted(at("10_11:59:50"))), None);
+        let asks = wanted(at("10_11:59:50"));
+        check(&just_now, None, true, Some(&asks), None);
+        assert_eq!(snapshot(&just_now, None, true, Some(&asks), true, now).as_deref(), Some("log gone"));
         let often = ["10_11:54:00", "10_11:55:00", "10_11:56:00", "10_11:57:00", "10_11:58:30"].map(at);
         check(&often, None, true, Some(&wanted(at("10_11:59:50"))), None);
         check(&lately[..2], None, true, Some(&wanted(at("10_11:59:00"))), Some("log gone"));

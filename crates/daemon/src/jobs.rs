@@ -100,7 +100,8 @@ impl Daemon {
 
     fn snapshot_due(&self, of: &Protected, begun: &[Instant], wanted: Option<Wanted>) -> Option<String> {
         let backup = of.cluster.backup.as_ref()?;
-        due::snapshot(begun, backup.snapshot.as_ref(), backup.follow, wanted.as_ref(), Instant::now())
+        let (schedule, follow) = (backup.snapshot.as_ref(), backup.follow);
+        due::snapshot(begun, schedule, follow, wanted.as_ref(), self.is_hurried, Instant::now())
     }
 
     async fn take_snapshot(&self, of: &Protected) -> Result<Outcome, String> {

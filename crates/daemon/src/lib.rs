@@ -133,6 +133,8 @@ struct Daemon {
     proofs: Mutex<BTreeMap<ClusterName, String>>,
     counters: Counters,
     started: Monotonic,
+    /// It does what is due, and ends.
+    is_hurried: bool,
 }
 
 /// Serves until `stop` resolves, then ends in order: the logs' last bytes go to the vault and the leases are given up.
@@ -140,7 +142,7 @@ struct Daemon {
 /// # Errors
 /// `Listen`. Nothing else ends it.
 pub async fn serve(config: Config, stop: impl Future<Output = ()>) -> Result<(), Error> {
-    let daemon = Daemon::new(config);
+    let daemon = Daemon::new(config, false);
     let listener = match daemon.config.listen {
         Some(address) => Some(http::listen(address).await?),
         None => None,
@@ -165,7 +167,7 @@ pub async fn serve(config: Config, stop: impl Future<Output = ()>) -> Result<(),
 
 /// Does what is due, catches the logs up to now, and returns.
 pub async fn serve_once(config: Config) -> Once {
-    let daemon = Daemon::new(config);
+    let daemon = Daemon::new(config, true);
     let mut once = Once::default();
     let mut kept = Vec::new();
     for cluster in daemon.kept() {
@@ -194,10 +196,17 @@ pub async fn serve_once(config: Config) -> Once {
             once.note(&format!("log of {}", of.cluster.name), caught_up.map(|()| true));
         }
         // Whether its log goes on is known for certain only now.
+        daemon.change_view(&of.cluster.name, |view| view.retries.snapshot.succeeded());
         once.note(
             &format!("another snapshot of {}", of.cluster.name),
             daemon.snapshot_if_due(of, false).await,
         );
+    }
+    // Once more: the latest instant of a group is one that every log reaches, and those that were first have to reach what the last brought.
+    for of in &kept {
+        if let Some(Err(e)) = daemon.catch_up(of).await {
+            once.failed.push(format!("log of {}: {e}", of.cluster.name));
+        }
     }
     daemon.stop_followers().await;
     once
@@ -214,7 +223,7 @@ impl Once {
 }
 
 impl Daemon {
-    fn new(config: Config) -> Arc<Self> {
+    fn new(config: Config, is_hurried: bool) -> Arc<Self> {
         Arc::new(Self {
             config,
             clusters: Mutex::default(),
@@ -223,6 +232,7 @@ impl Daemon {
             proofs: Mutex::default(),
             counters: Counters::default(),
             started: Monotonic::now(),
+            is_hurried,
         })
     }
 

@@ -270,7 +270,7 @@ async fn a_cluster_is_waited_for_and_a_hole_brings_a_snapshot() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn metrics_say_what_the_vault_holds_and_are_silent_when_it_is_away() {
     let b = Bench::new().await;
-    let daemon = Daemon::new(b.config("home", true));
+    let daemon = Daemon::new(b.config("home", true), false);
     let (end, ended) = watch::channel(false);
     let cluster = daemon.kept().remove(0);
     let group = daemon.config.fleet.recovery_groups.values().next().unwrap().clone();
@@ -366,7 +366,7 @@ async fn started_without_the_vault_it_spools_and_says_so_loudly() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_fails_is_counted_and_tried_again_later() {
     let b = Bench::new().await;
-    let daemon = Daemon::new(b.config("home", true));
+    let daemon = Daemon::new(b.config("home", true), false);
     let of = daemon.config.world.protected(&daemon.kept()[0]).await.unwrap();
     assert!(daemon.snapshot_if_due(&of, false).await.unwrap());
     assert!(!daemon.prove_if_due(&of).await.unwrap(), "not before the next minute");

@@ -2,7 +2,7 @@
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use mainstay_model::{Bracket, Branch, Lane, Offset, Place};
+use mainstay_model::{Bracket, Branch, Instant, Lane, Offset, Place};
 use serde::{Deserialize, Serialize};
 
 use crate::{Access, Error, Kind, Result};
@@ -121,6 +121,12 @@ pub trait LogSink: Send + Sync {
     async fn before(&self, _from: &Place) -> Result<Option<Chunk>> {
         Ok(None)
     }
+
+    /// What lies behind `from` happened at this time or later, by the source's clock: what a beat at a place below it said. `None` where
+    /// that is not known. For adapters whose log has no times of its own.
+    fn not_before(&self, _from: &Place) -> Option<Instant> {
+        None
+    }
 }
 
 /// What is known of a stored stretch of log without reading it.
@@ -162,5 +168,5 @@ pub trait LogSource: Send + Sync {
     /// How the epochs of `lane` came to be, with the engine's own record of it.
     fn branches(&self, lane: &Lane) -> Vec<(Branch, Option<Bytes>)>;
     /// Up to when the log of `lane` is known to be complete, by the source's clock (the last commit, or a later beat).
-    fn complete_to(&self, lane: &Lane) -> Option<mainstay_model::Instant>;
+    fn complete_to(&self, lane: &Lane) -> Option<Instant>;
 }

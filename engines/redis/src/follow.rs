@@ -125,7 +125,10 @@ impl Follow for Redis {
             end: opening.offset,
             waiting: BytesMut::new(),
             samples: VecDeque::new(),
-            floor: known.and_then(|known| known.seen).unwrap_or(Instant::MIN),
+            floor: known
+                .and_then(|known| known.seen)
+                .or_else(|| sink.not_before(from))
+                .unwrap_or(Instant::MIN),
             set_back: false,
             last: None,
             getack: false,

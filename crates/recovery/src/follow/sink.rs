@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use mainstay_engine::{Chunk, Error, Kind, LogSink, Result};
-use mainstay_model::{Bracket, Branch, Lane, Offset, Place};
+use mainstay_model::{Bracket, Branch, Instant, Lane, Offset, Place};
 use mainstay_vault::ClusterVault;
 use tokio::sync::watch;
 
@@ -92,6 +92,10 @@ impl LogSink for Sink {
 
     async fn before(&self, from: &Place) -> Result<Option<Chunk>> {
         super::resume::before(&self.spool, &self.vault, &self.incarnation, &self.lane, from).await
+    }
+
+    fn not_before(&self, from: &Place) -> Option<Instant> {
+        self.spool.not_before(from)
     }
 }
 

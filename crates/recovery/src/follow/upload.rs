@@ -122,6 +122,8 @@ pub(super) struct Uploader {
     sealed: VecDeque<(u64, Monotonic)>,
     beaten: Option<(Place, Instant)>,
     last_beat: Option<Monotonic>,
+    /// It ends: what is known up to then is told once more, however short ago the last beat was.
+    tells_end: bool,
     /// How often a file could not be read, one time after the other.
     unreadable: (u64, u32),
 }
@@ -166,7 +168,8 @@ impl Uploader {
     pub fn new(parts: Parts) -> Self {
         let beaten = None;
         let (sealed, unreadable) = (VecDeque::new(), (0, 0));
-        Self { parts, cursor: None, pending: None, sealed, beaten, last_beat: None, unreadable }
+        let (last_beat, tells_end) = (None, false);
+        Self { parts, cursor: None, pending: None, sealed, beaten, last_beat, tells_end, unreadable }
     }
 
     /// Uploads until `stop` says so, then once more; ends early only when the lease is lost.
@@ -174,6 +177,7 @@ impl Uploader {
         let mut pause = Duration::ZERO;
         loop {
             let stopping = *stop.borrow();
+            self.tells_end = stopping;
             match self.step().await {
                 Ok(()) => {
                     pause = Duration::ZERO;
@@ -251,6 +255,7 @@ impl Uploader {
         if let After::Beaten(place, time) = after {
             self.beaten = Some((place, time));
             self.last_beat = Some(Monotonic::now());
+            self.tells_end = false;
         }
         self.parts.vaulted.send_modify(|vaulted| match entry {
             LogEntry::Tail(log) | LogEntry::Sealed(log) => {
@@ -410,7 +415,7 @@ impl Uploader {
             self.beaten.as_ref().is_none_or(|(place, last)| *place != at || *last < time.earliest);
         // Asked only when all of the spool is in the vault.
         let is_there = at == info.end;
-        (is_due && says_more && is_there).then(|| {
+        ((is_due || self.tells_end) && says_more && is_there).then(|| {
             let after = After::Beaten(at.clone(), time.earliest);
             Next::short(LogEntry::Beat { at, time }, after)
         })

@@ -40,6 +40,8 @@ impl Skew {
 
 /// A cut inside a bracket wider than this is warned about.
 const WIDE: Duration = Duration::from_secs(1);
+/// One that has no beginning at all looks like this.
+const UNKNOWN: Duration = Duration::from_secs(100 * 365 * 86400);
 
 /// Finds the cut for what is wanted, in every lane of the snapshot.
 pub(super) async fn position(
@@ -115,7 +117,11 @@ pub(super) async fn position(
         found.position.0.insert(lane.clone(), cutting.place);
     }
     let off = found.skew.late.max(found.skew.early);
-    if off > WIDE {
+    if off > UNKNOWN {
+        found
+            .warnings
+            .push("around the target the log does not know when what is in it was written".to_owned());
+    } else if off > WIDE {
         let seconds = off.as_secs_f64();
         found.warnings.push(format!("around the target the log knows times only to {seconds:.1} s"));
     }

@@ -163,6 +163,13 @@ impl Spool {
         shared.latest.max(beat)
     }
 
+    /// When what lies behind `place` happened at the earliest: a beat below it said that there was nothing yet.
+    pub fn not_before(&self, place: &Place) -> Option<Instant> {
+        let shared = self.shared();
+        let (at, time) = shared.beat.as_ref()?;
+        (at.epoch == place.epoch && at.offset <= place.offset).then_some(time.earliest)
+    }
+
     /// The last beat, if nothing came since.
     pub fn beat(&self) -> Option<(Place, Bracket)> {
         let shared = self.shared();
