@@ -40,6 +40,19 @@ fn two_daemons_do_each_thing_once_and_stand_in_for_each_other() {
         assert_eq!(window["holes"].as_array().map(Vec::len), Some(0), "{windows}");
     }
     assert_eq!(fleet.ok(&["backup", "verify"])["damaged"].as_array().map(Vec::len), Some(0));
+
+    // A damaged point keeps nobody from going to another.
+    let folder = fleet.vault().join("points/small/local/shop");
+    let mut ids: Vec<String> =
+        folder.read_dir().unwrap().map(|e| e.unwrap().file_name().to_string_lossy().into_owned()).collect();
+    ids.sort();
+    let first = folder.join(&ids[0]);
+    let mut bytes = std::fs::read(&first).unwrap();
+    bytes[40] ^= 1;
+    std::fs::write(&first, bytes).unwrap();
+    let damaged = fleet.exits(1, &["recover", "plan", "shop", "--point", &ids[0]]);
+    assert!(damaged.stdout.contains(&ids[0]), "{}", damaged.stdout);
+    fleet.ok(&["recover", "plan", "shop", "--point", ids.last().unwrap()]);
 }
 
 /// When the group's points were set, in seconds of the day, in order.

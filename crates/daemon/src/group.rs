@@ -223,8 +223,12 @@ impl Daemon {
         let mut tried = view.last_exact_tried;
         if group.exact.is_some() && tried.is_none() {
             for id in ids.iter().rev().take(LOOK_BACK) {
-                let point: FleetPoint =
-                    vault.point(fleet, environment, group.name.as_str(), id).await.map_err(|e| why(&e))?;
+                let point: FleetPoint = match vault.point(fleet, environment, group.name.as_str(), id).await {
+                    Ok(point) => point,
+                    // One that is damaged, or gone by now, is no reason to set no more.
+                    Err(vault::Error::Damaged { .. } | vault::Error::NotFound(_)) => continue,
+                    Err(e) => return Err(why(&e)),
+                };
                 if point.exact || point.why_not_exact.is_some() {
                     tried = due::time_of_point(id);
                     break;

@@ -240,9 +240,12 @@ impl Environment {
                 &self.home.run_folder(self.fleet.name.as_str(), self.fleet.environment.name.as_str()),
             )?;
             files::remove(&self.folder())?;
-            if let Some(fleet) = self.folder().parent() {
-                // Other environments may be there.
-                let _ = std::fs::remove_dir(fleet);
+            let run = self.home.run_folder(self.fleet.name.as_str(), self.fleet.environment.name.as_str());
+            for folder in [self.folder(), run] {
+                // Other environments, and other fleets, may be there.
+                for above in folder.ancestors().skip(1).take(2) {
+                    let _ = std::fs::remove_dir(above);
+                }
             }
         }
         Ok(clusters)

@@ -20,6 +20,8 @@ use crate::unpack::{Files, is_left_out};
 use crate::{Postgres, connect, disk, fault, install};
 
 const START_DEADLINE: Duration = Duration::from_secs(120);
+/// How long a parent may take to take note of a server's end; it need not be one that ever does.
+const BURIAL_DEADLINE: Duration = Duration::from_secs(20);
 const STOP_GRACE: Duration = Duration::from_secs(60);
 const CLONE_DEADLINE: Duration = Duration::from_secs(3600);
 const RELOAD_PATIENCE: Duration = Duration::from_secs(10);
@@ -221,6 +223,7 @@ pub(crate) fn write_files(
 }
 
 pub(crate) async fn start_server(layout: &Layout, node: &NodeLayout, host: &dyn Host) -> Result<()> {
+    wait_until_buried(node).await;
     let config = config::files(node).config;
     let args = vec![
         "-D".to_owned(),
@@ -229,6 +232,22 @@ pub(crate) async fn start_server(layout: &Layout, node: &NodeLayout, host: &dyn 
         format!("config_file={}", config.display()),
     ];
     host.start(&command(layout, node, "postgres", args)).await.map(drop)
+}
+
+/// A server that was killed has its number until its parent has taken note; a new one would take it for alive and refuse to start.
+async fn wait_until_buried(node: &NodeLayout) {
+    let begun = Instant::now();
+    let text = std::fs::read_to_string(node.data().join("postmaster.pid")).unwrap_or_default();
+    let Some(pid) = text.lines().next().and_then(|line| line.trim().parse().ok()) else { return };
+    while is_unburied(pid) && begun.elapsed() < BURIAL_DEADLINE {
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// Whether a process has ended and nobody has taken note: state `Z` behind its name in parentheses.
+fn is_unburied(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('Z'))
 }
 
 /// Waits until the node answers a query.
@@ -510,5 +529,23 @@ impl Writer<'_> {
         let set = std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode));
         set.map_err(|error| Error::io(format!("make {} private", path.display()), error))?;
         disk::give(path, self.layout.owner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dead_process_is_told_from_one_that_lives_or_is_gone() {
+        assert!(!is_unburied(std::process::id()));
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let begun = Instant::now();
+        while !is_unburied(child.id()) {
+            assert!(begun.elapsed() < Duration::from_secs(60), "it never ended");
+            std::thread::yield_now();
+        }
+        child.wait().unwrap();
+        assert!(!is_unburied(child.id()));
     }
 }

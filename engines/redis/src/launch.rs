@@ -29,6 +29,8 @@ const LOAD_DEADLINE: Duration = Duration::from_secs(3600);
 /// How long a server may take to save and end.
 const STOP_GRACE: Duration = Duration::from_secs(120);
 const POLL: Duration = Duration::from_millis(25);
+/// A file in the first node's data folder, for as long as a new Redis Cluster has not come together.
+const ASSEMBLING: &str = "assembling";
 
 #[async_trait]
 impl Launch for Redis {
@@ -156,11 +158,17 @@ async fn start_replicated(layout: &Layout, host: &dyn Host) -> Result<()> {
 
 async fn start_cluster(layout: &Layout, host: &dyn Host) -> Result<()> {
     let fresh = layout.nodes.iter().all(|node| !node.data().join("nodes.conf").exists());
+    let mark = layout.nodes.first().map(|node| node.data().join(ASSEMBLING)).unwrap_or_default();
+    if let (true, Some(node)) = (fresh, layout.nodes.first()) {
+        make_folder(&node.data(), layout.owner)?;
+        write_private(&mark, b"", layout.owner)?;
+    }
     for node in &layout.nodes {
         start_node(layout, node, host, &Purpose::Clustered).await?;
     }
     let clients = wait_all_ready(layout, host).await?;
-    if fresh {
+    // One that was broken off is gone on with: each of its steps may be done again.
+    if mark.exists() {
         let masters = if layout.sandbox { layout.nodes.len() } else { config::masters(&layout.cluster) };
         let members: Vec<Member> = (0..layout.nodes.len())
             .map(|index| match index.checked_sub(masters) {
@@ -169,9 +177,11 @@ async fn start_cluster(layout: &Layout, host: &dyn Host) -> Result<()> {
             })
             .collect();
         assemble(&clients, layout, &members).await?;
-    } else {
-        join_newcomers(layout, &clients).await?;
+        wait_until_well(&clients, layout, true).await?;
+        return std::fs::remove_file(&mark)
+            .map_err(|error| Error::io(format!("remove {}", mark.display()), error));
     }
+    join_newcomers(layout, &clients).await?;
     wait_until_well(&clients, layout, true).await
 }
 

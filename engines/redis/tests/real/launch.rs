@@ -68,3 +68,19 @@ fn a_version_that_is_not_there_is_said_to_be_missing() {
     assert_eq!(error.kind, Kind::NotInstalled);
     assert!(error.hint.unwrap().contains("scripts/engines"));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_that_was_broken_off_in_the_making_is_gone_on_with() {
+    let fixture = Fixture::prepare(VERSIONS[0], Shape::Cluster(3, 1), &[]);
+    for after_ms in [200, 500, 900, 1300] {
+        let start = fixture.redis.start(&fixture.layout, &*fixture.host);
+        // Not synchronisation: it is to be broken off at different moments.
+        let _ = tokio::time::timeout(std::time::Duration::from_millis(after_ms), start).await;
+    }
+    fixture.redis.start(&fixture.layout, &*fixture.host).await.unwrap();
+    let view = fixture.redis.observe(&fixture.access()).await.unwrap();
+    assert!(view.findings.is_empty(), "{:?}", view.findings);
+    assert_eq!(view.nodes.iter().filter(|node| node.role == Role::Primary).count(), 3);
+    // And only then.
+    fixture.redis.start(&fixture.layout, &*fixture.host).await.unwrap();
+}

@@ -3,7 +3,7 @@
 use mainstay_model::Instant;
 use mainstay_recovery::Protected;
 use mainstay_recovery::plan::Target;
-use mainstay_recovery::point::{FleetPoint, points};
+use mainstay_recovery::point::FleetPoint;
 
 use crate::args::TargetArgs;
 use crate::failure::{Failure, Result};
@@ -62,11 +62,12 @@ async fn point(session: &Session<'_>, what: &str, members: &[Protected], id: &st
     for group in groups {
         for of in members {
             // A group's points lie in the vault of its first member; members may have other vaults.
-            let found = points(of.vault.vault(), fleet, environment, group).await?;
-            if let Some(point) = found.iter().find(|p| p.id == id) {
-                return Ok(point.clone());
+            let vault = of.vault.vault();
+            let ids = vault.point_ids(fleet, environment, group).await?;
+            if ids.iter().any(|there| there == id) {
+                return Ok(vault.point(fleet, environment, group, id).await?);
             }
-            nearest.extend(found.into_iter().rev().take(3).map(|p| p.id));
+            nearest.extend(ids.into_iter().rev().take(3));
         }
     }
     // Members of one vault all name the same ones.
