@@ -204,13 +204,19 @@ impl Daemon {
         if view.pruned.is_some_and(|pruned| pruned.elapsed() < every) || !view.retries.prune.is_open() {
             return Ok(false);
         }
-        let what = name.to_string();
-        let last =
-            self.with_state(move |state| state.last_good_run("prune", &what).ok().flatten()).await.flatten();
-        if !due::every(every, last.and_then(|run| run.ended), Instant::now()) {
+        if !self.prune_due(name).await {
             return Ok(false);
         }
-        let done = self.run("prune", name.as_str(), self.prune(of)).await;
+        let Some(lease) = self.lease(of, "prune").await? else {
+            self.change_view(name, |view| view.retries.prune.later(HELD_PAUSE));
+            return Ok(false);
+        };
+        // Another daemon of this home may have done it since we looked.
+        let done = match self.prune_due(name).await {
+            true => self.run("prune", name.as_str(), self.prune(of)).await,
+            false => Ok(false),
+        };
+        release(lease).await;
         let retry = self.config.rhythm.retry;
         self.change_view(name, |view| match &done {
             Ok(_) => {
@@ -220,6 +226,13 @@ impl Daemon {
             Err(_) => view.retries.prune.failed(retry),
         });
         done
+    }
+
+    async fn prune_due(&self, name: &ClusterName) -> bool {
+        let what = name.to_string();
+        let last =
+            self.with_state(move |state| state.last_good_run("prune", &what).ok().flatten()).await.flatten();
+        due::every(self.config.rhythm.prune, last.and_then(|run| run.ended), Instant::now())
     }
 
     async fn prune(&self, of: &Protected) -> Result<Outcome, String> {

@@ -4,8 +4,12 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use mainstay_engine::{Error, Result, RunAs};
+
+/// How long what a killed program had started may go on writing.
+const LAST_WRITES: Duration = Duration::from_secs(5);
 
 fn failed(verb: &str, path: &Path) -> impl FnOnce(std::io::Error) -> Error {
     let what = format!("{verb} {}", path.display());
@@ -87,9 +91,17 @@ pub fn remove(path: &Path) -> Result<()> {
 /// # Errors
 /// `Io`.
 pub fn remove_all(path: &Path) -> Result<()> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(failed("remove", path)(error)),
-        _ => Ok(()),
+    use std::io::ErrorKind::{DirectoryNotEmpty, NotFound};
+    let begun = Instant::now();
+    loop {
+        match fs::remove_dir_all(path) {
+            // What a program that was killed had started may be at it for a moment yet.
+            Err(error) if error.kind() == DirectoryNotEmpty && begun.elapsed() < LAST_WRITES => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Err(error) if error.kind() != NotFound => return Err(failed("remove", path)(error)),
+            _ => return Ok(()),
+        }
     }
 }
 
@@ -112,4 +124,30 @@ pub fn log_tail(path: &Path, from: u64) -> String {
 /// How long a file is now; 0 when there is none.
 pub fn length(path: &Path) -> u64 {
     fs::metadata(path).map_or(0, |data| data.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_that_is_still_written_to_is_removed_when_that_ends() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("data.partial");
+        fs::create_dir(&path).unwrap();
+        let writing = path.clone();
+        let writer = std::thread::spawn(move || {
+            let begun = Instant::now();
+            let mut n = 0;
+            while begun.elapsed() < Duration::from_millis(300) && writing.is_dir() {
+                n += 1;
+                let _ = fs::write(writing.join(n.to_string()), b"");
+            }
+        });
+        let removed = remove_all(&path);
+        writer.join().unwrap();
+        removed.unwrap();
+        remove_all(&path).unwrap();
+        assert!(!path.exists());
+    }
 }
