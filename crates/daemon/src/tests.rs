@@ -334,7 +334,7 @@ async fn started_without_the_vault_it_spools_and_says_so_loudly() {
     stop.send(()).unwrap();
     task.await.unwrap();
     b.faulty.set(Faults::choose(|_, _, _| Some(Fault::Before)));
-    let daemon = Daemon::new(b.config("home", false));
+    let daemon = Daemon::new(b.config("home", false), false);
     let (end, ended) = watch::channel(false);
     let cluster = daemon.kept().remove(0);
     let listener = http::listen("127.0.0.1:0".parse().unwrap()).await.unwrap();

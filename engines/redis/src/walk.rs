@@ -1,6 +1,6 @@
 //! Walks through an RDB file as it passes by, and tells the keys that have an end of life.
 //!
-//! The file is a row of opcodes and keys with values; a value's type says how it is written. Each type is a short list of [`Step`]s,
+//! The file is a row of opcodes and keys with values; a value's type says how it is written. Each type is a short list of steps,
 //! and the walk is a stack of what is still to come, so values of any size are passed over with a constant amount of memory. What
 //! it does not know (types of a later version) ends the walk; then its caller does without.
 
