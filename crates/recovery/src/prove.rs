@@ -14,6 +14,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant as Monotonic};
 
 use async_trait::async_trait;
+use futures::FutureExt;
+use futures::stream::{self, StreamExt, TryStreamExt};
 use mainstay_engine::{self as engine, Content, Progress, Ttl};
 use mainstay_model::{Cluster, Instant, Position};
 use serde::{Deserialize, Serialize};
@@ -21,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use crate::Protected;
 use crate::error::{Doing, Error, Result};
 use crate::plan::{Command, PlanOptions, Planned, PointTarget, Ready, Target, plan, say_instead};
-use crate::restore::{Restored, RunOptions, Site, restore, within};
+use crate::restore::{AT_ONCE, Restored, RunOptions, Site, restore, within};
 
 /// How long the checks of one cluster may take.
 const CHECKS: Duration = Duration::from_secs(3600);
@@ -340,33 +342,45 @@ async fn look(
         progress: options.progress.clone(),
     };
     let restored = restore(planned, sites, &run).await?;
-    let (mut checks, mut contents) = (Vec::new(), BTreeMap::new());
+    let mut looks = Vec::new();
     for ready in &planned.ready {
-        let cluster = &ready.plan.cluster;
-        let engine = ready.of.engine;
-        let Some(prove) = engine.prove() else {
-            return Err(Error::Unsupported { engine: engine.name(), verb: "be proven" });
+        let Some(site) = sites.get(&ready.plan.cluster) else {
+            return Err(Error::invalid(format!("sandbox {id} has no {}", ready.plan.cluster)));
         };
-        let Some(site) = sites.get(cluster) else {
-            return Err(Error::invalid(format!("sandbox {id} has no {cluster}")));
-        };
-        let access = site.layout.access();
-        // Before the checks: what expires soon must still be there.
-        let content = prove.content(&access);
-        contents.insert(cluster.clone(), within(CHECKS, || format!("read all of {cluster}"), content).await?);
-        if integrity {
-            let found = prove.integrity(&site.layout, site.host.as_ref(), ready.snapshot.as_ref());
-            let found = within(CHECKS, || format!("check the integrity of {cluster}"), found).await?;
-            checks.extend(found.into_iter().map(|c| ProofCheck {
-                cluster: cluster.clone(),
-                kind: c.kind,
-                what: c.what,
-                expected: c.expected,
-                found: c.found,
-            }));
-        }
+        looks.push(look_at(ready, site, integrity).boxed());
+    }
+    let looks: Vec<_> = stream::iter(looks).buffered(AT_ONCE).try_collect().await?;
+    let (mut checks, mut contents) = (Vec::new(), BTreeMap::new());
+    for (ready, (found, content)) in planned.ready.iter().zip(looks) {
+        checks.extend(found);
+        contents.insert(ready.plan.cluster.clone(), content);
     }
     Ok(Looked { restored, checks, contents })
+}
+
+/// All that one restored cluster holds and, if it is wanted, what the engine's own checks say of it.
+async fn look_at(ready: &Ready, site: &Site, integrity: bool) -> Result<(Vec<ProofCheck>, Vec<Content>)> {
+    let cluster = &ready.plan.cluster;
+    let engine = ready.of.engine;
+    let Some(prove) = engine.prove() else {
+        return Err(Error::Unsupported { engine: engine.name(), verb: "be proven" });
+    };
+    let access = site.layout.access();
+    // Before the checks: what expires soon must still be there.
+    let content = within(CHECKS, || format!("read all of {cluster}"), prove.content(&access)).await?;
+    if !integrity {
+        return Ok((vec![], content));
+    }
+    let found = prove.integrity(&site.layout, site.host.as_ref(), ready.snapshot.as_ref());
+    let found = within(CHECKS, || format!("check the integrity of {cluster}"), found).await?;
+    let checks = found.into_iter().map(|c| ProofCheck {
+        cluster: cluster.clone(),
+        kind: c.kind,
+        what: c.what,
+        expected: c.expected,
+        found: c.found,
+    });
+    Ok((checks.collect(), content))
 }
 
 #[cfg(test)]

@@ -18,8 +18,8 @@ use serde::Serialize;
 use crate::error::{Doing, Error, Result};
 use crate::plan::{Planned, Ready};
 
-/// How many clusters are restored at once: more would only share the same two disks and cores.
-const AT_ONCE: usize = 2;
+/// How many clusters are restored, or looked at, at once: more would only share the same disks and cores.
+pub(crate) const AT_ONCE: usize = 2;
 
 /// Where one cluster is restored to.
 #[derive(Clone)]
