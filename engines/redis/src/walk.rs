@@ -42,41 +42,29 @@ enum Step {
 
 use Step::{Again, Database, End, Key, KeyBytes, Length, Many, Module, Opcode, Raw, Score, Text};
 
-/// Listpacks by their first ids; the number of entries and the last id.
-const STREAM_ENTRIES: [Step; 4] = [Many(&[Text, Text]), Length, Length, Length];
-/// A consumer group's name and last id, what is pending, and its consumers.
+/// A stream's listpacks, by their first ids.
+const LISTPACKS: Step = Many(&[Text, Text]);
+/// What a consumer group has not heard of yet: id, time, how often.
+const PENDING: Step = Many(&[Raw(24), Length]);
+/// The same of one consumer: ids.
+const ITS_PENDING: Step = Many(&[Raw(16)]);
+/// The number of entries and the last id; groups with name and last id, what is pending, and consumers.
 const STREAM_1: &[Step] = &[
-    STREAM_ENTRIES[0],
-    Length,
-    Length,
-    Length,
-    Many(&[Text, Length, Length, Many(&[Raw(24), Length]), Many(&[Text, Raw(8), Many(&[Raw(16)])])]),
+    LISTPACKS,
+    Again(3, &[Length]),
+    Many(&[Text, Again(2, &[Length]), PENDING, Many(&[Text, Raw(8), ITS_PENDING])]),
 ];
 /// With first and deleted ids, and how many entries were ever added and read.
 const STREAM_2: &[Step] = &[
-    STREAM_ENTRIES[0],
-    Length,
-    Length,
-    Length,
-    Length,
-    Length,
-    Length,
-    Length,
-    Length,
-    Many(&[Text, Length, Length, Length, Many(&[Raw(24), Length]), Many(&[Text, Raw(8), Many(&[Raw(16)])])]),
+    LISTPACKS,
+    Again(8, &[Length]),
+    Many(&[Text, Again(3, &[Length]), PENDING, Many(&[Text, Raw(8), ITS_PENDING])]),
 ];
 /// With the time at which each consumer was active.
 const STREAM_3: &[Step] = &[
-    STREAM_ENTRIES[0],
-    Length,
-    Length,
-    Length,
-    Length,
-    Length,
-    Length,
-    Length,
-    Length,
-    Many(&[Text, Length, Length, Length, Many(&[Raw(24), Length]), Many(&[Text, Raw(16), Many(&[Raw(16)])])]),
+    LISTPACKS,
+    Again(8, &[Length]),
+    Many(&[Text, Again(3, &[Length]), PENDING, Many(&[Text, Raw(16), ITS_PENDING])]),
 ];
 
 /// How a value of a type is written (rdb.h of Redis 8.2).
@@ -105,7 +93,7 @@ fn value(kind: u8) -> Option<&'static [Step]> {
 fn opcode(code: u8) -> Option<&'static [Step]> {
     Some(match code {
         // The size of a slot's table.
-        0xf4 => &[Length, Length, Length],
+        0xf4 => &[Again(3, &[Length])],
         // A library of functions.
         0xf5 => &[Text],
         // What a module keeps beside keys.
