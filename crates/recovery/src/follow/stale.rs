@@ -102,14 +102,13 @@ async fn one(
     };
     if is_there {
         // Opened first: nobody else may have it.
-        let open = move || Spool::open(&dir, limits).map(|(spool, _)| (spool, dir));
-        let (spool, dir) = blocking(open).await.map_err(failed)?;
+        let path = dir.clone();
+        let open = move || Spool::open(&path, limits).map(|(spool, _)| spool);
+        let spool = blocking(open).await.map_err(failed)?;
         let is_told = spool.files().last().is_none_or(|file| !file.is_broken_off());
         if is_told || InVault::of(&objects).is_broken_off {
             return remove(spool, dir).await.map(|()| true);
         }
-        drop(spool);
-        return upload(of, options, long_reads, incarnation, lane, dir).await;
     }
     upload(of, options, long_reads, incarnation, lane, dir).await
 }
