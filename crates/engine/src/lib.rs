@@ -24,7 +24,7 @@ pub use follow::{Chunk, Follow, LogSink, LogSource, Never, Segment, SegmentData,
 pub use launch::{Host, Installation, Launch, Layout, NodeCommand, NodeLayout, RunAs};
 pub use mark::{Held, Hold, Mark, Marked, Released};
 pub use observe::{Finding, NodeView, Observe, Role, Severity, View};
-pub use progress::{Progress, Quiet};
+pub use progress::{Progress, Quiet, Stoppable};
 pub use prove::{Check, Content, Prove};
 pub use restore::{Cutting, Replay, Replayed, Restore, RestoreJob, Target, Ttl};
 pub use snapshot::{

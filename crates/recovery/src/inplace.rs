@@ -13,9 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant as Monotonic};
 
 use async_trait::async_trait;
-use futures::FutureExt;
-use futures::stream::{self, StreamExt, TryStreamExt};
-use mainstay_engine::{self as engine, Progress, Role, Severity, Ttl};
+use mainstay_engine::{self as engine, Progress, Role, Severity, Stoppable, Ttl};
 use mainstay_model::{Instant, Objective, Position};
 use mainstay_state::{Operation, Progress as Stage, State, StepState};
 use serde::{Deserialize, Serialize};
@@ -24,6 +22,7 @@ use crate::Protected;
 use crate::error::{Doing, Error, Result};
 use crate::plan::{PlanOptions, Planned, PointTarget, Ready, Target, plan};
 use crate::restore::{self, Restored, RestoredCluster, RunOptions, Site, within};
+use crate::together::together;
 
 /// The kind of these operations in the journal.
 pub const KIND: &str = "in-place";
@@ -311,11 +310,11 @@ async fn drive(
             work.step(step, ready, &sites[&ready.plan.cluster]).await?;
         }
     }
-    let mut restores = Vec::new();
-    for ready in &planned.ready {
-        restores.push(work.restore(ready, &sites[&ready.plan.cluster]).boxed());
-    }
-    let told: Vec<Told> = stream::iter(restores).buffered(2).try_collect().await?;
+    let (sites, work) = (&sites, &work);
+    let told: Vec<Told> = together(&planned.ready, &options.progress, |ready, stoppable| async move {
+        work.restore(ready, &sites[&ready.plan.cluster], &stoppable).await
+    })
+    .await?;
     for step in [Step::Start, Step::Verify] {
         for ready in &planned.ready {
             work.step(step, ready, &sites[&ready.plan.cluster]).await?;
@@ -377,7 +376,7 @@ impl Work<'_> {
         }
     }
 
-    async fn restore(&self, ready: &Ready, site: &Site) -> Result<Told> {
+    async fn restore(&self, ready: &Ready, site: &Site, stoppable: &Stoppable) -> Result<Told> {
         let (cluster, id) = (&ready.plan.cluster, self.operation.id());
         let name = Step::Restore.name(cluster);
         let done = self.operation.step(&name, async || {
@@ -385,7 +384,7 @@ impl Work<'_> {
             stop(&ready.of, site).await?;
             self.swap.bring_back(cluster, id).await.doing(|| format!("clear the data of {cluster}"))?;
             self.swap.set_aside(cluster, id).await.doing(|| format!("set aside the data of {cluster}"))?;
-            let restored = restore::one(ready, site, self.run).await?;
+            let restored = restore::one(ready, site, self.run, stoppable).await?;
             Ok::<_, Error>(Told { position: restored.position, notes: restored.notes })
         });
         Ok(done.await?)

@@ -28,6 +28,7 @@ pub mod prove;
 pub mod prune;
 pub mod restore;
 pub mod snapshot;
+mod together;
 pub mod verify;
 pub mod window;
 

@@ -140,6 +140,7 @@ pub struct Planned {
 }
 
 /// One cluster, ready to be restored.
+#[derive(Clone)]
 pub struct Ready {
     /// The cluster.
     pub of: Protected,

@@ -14,8 +14,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant as Monotonic};
 
 use async_trait::async_trait;
-use futures::FutureExt;
-use futures::stream::{self, StreamExt, TryStreamExt};
 use mainstay_engine::{self as engine, Content, Progress, Ttl};
 use mainstay_model::{Cluster, Instant, Position};
 use serde::{Deserialize, Serialize};
@@ -23,7 +21,8 @@ use serde::{Deserialize, Serialize};
 use crate::Protected;
 use crate::error::{Doing, Error, Result};
 use crate::plan::{Command, PlanOptions, Planned, PointTarget, Ready, Target, plan, say_instead};
-use crate::restore::{AT_ONCE, Restored, RunOptions, Site, restore, within};
+use crate::restore::{RestoredCluster, RunOptions, Site, one, site_of, within};
+use crate::together::{apart, together};
 
 /// How long the checks of one cluster may take.
 const CHECKS: Duration = Duration::from_secs(3600);
@@ -154,7 +153,7 @@ pub async fn prove(
         rto_seconds,
         rpo_seconds: first.plan.rpo_seconds,
         skew_ms: first.plan.skew_ms,
-        notes: looked.restored.clusters.iter().flat_map(|c| c.notes.clone()).collect(),
+        notes: looked.clusters.iter().flat_map(|c| c.notes.clone()).collect(),
     };
     for ready in &first.ready {
         proof.clusters.push(ProvenCluster {
@@ -298,7 +297,7 @@ async fn file(first: &Planned, proof: &Proof, options: &ProveOptions) -> Result<
 
 /// What was seen of a sandbox.
 struct Looked {
-    restored: Restored,
+    clusters: Vec<RestoredCluster>,
     checks: Vec<ProofCheck>,
     contents: BTreeMap<String, Vec<Content>>,
 }
@@ -341,21 +340,22 @@ async fn look(
         objectives: vec![],
         progress: options.progress.clone(),
     };
-    let restored = restore(planned, sites, &run).await?;
-    let mut looks = Vec::new();
-    for ready in &planned.ready {
-        let Some(site) = sites.get(&ready.plan.cluster) else {
-            return Err(Error::invalid(format!("sandbox {id} has no {}", ready.plan.cluster)));
-        };
-        looks.push(look_at(ready, site, integrity).boxed());
+    let run = &run;
+    // Who is restored first is looked at while the others are still on their way.
+    let looks = together(&planned.ready, &options.progress, |ready, stoppable| async move {
+        let site = site_of(ready, sites)?;
+        let restored = one(ready, site, run, &stoppable).await?;
+        let (ready, site) = (ready.clone(), site.clone());
+        let look = apart(&stoppable, async move { look_at(&ready, &site, integrity).await });
+        Ok((restored, look.await?))
+    });
+    let mut looked = Looked { clusters: vec![], checks: vec![], contents: BTreeMap::new() };
+    for (restored, (checks, content)) in looks.await? {
+        looked.checks.extend(checks);
+        looked.contents.insert(restored.cluster.clone(), content);
+        looked.clusters.push(restored);
     }
-    let looks: Vec<_> = stream::iter(looks).buffered(AT_ONCE).try_collect().await?;
-    let (mut checks, mut contents) = (Vec::new(), BTreeMap::new());
-    for (ready, (found, content)) in planned.ready.iter().zip(looks) {
-        checks.extend(found);
-        contents.insert(ready.plan.cluster.clone(), content);
-    }
-    Ok(Looked { restored, checks, contents })
+    Ok(looked)
 }
 
 /// All that one restored cluster holds and, if it is wanted, what the engine's own checks say of it.

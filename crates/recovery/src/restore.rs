@@ -1,6 +1,6 @@
 //! Running a plan: clusters made from their snapshots and brought to the cut, in the sites that the caller made for them.
 //!
-//! Two clusters at a time. Each step has a deadline in proportion to what it moves. When any step fails, everything that was started is
+//! Several clusters at a time. Each step has a deadline in proportion to what it moves. When any step fails, everything that was started is
 //! stopped again, and the error says which step it was; what lies in the sites' folders is for the caller to
 //! remove. The folders must be empty.
 
@@ -9,17 +9,13 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant as Monotonic};
 
-use futures::FutureExt;
-use futures::stream::{self, StreamExt, TryStreamExt};
-use mainstay_engine::{self as engine, Host, Layout, Progress, RestoreJob, Ttl};
+use mainstay_engine::{self as engine, Host, Layout, Progress, RestoreJob, Stoppable, Ttl};
 use mainstay_model::{Instant, Objective, Position};
 use serde::Serialize;
 
 use crate::error::{Doing, Error, Result};
 use crate::plan::{Planned, Ready};
-
-/// How many clusters are restored, or looked at, at once: more would only share the same disks and cores.
-pub(crate) const AT_ONCE: usize = 2;
+use crate::together::{apart, together};
 
 /// Where one cluster is restored to.
 #[derive(Clone)]
@@ -104,26 +100,26 @@ pub async fn restore(
     }
     let mut pairs = Vec::new();
     for ready in &planned.ready {
-        let Some(site) = sites.get(&ready.plan.cluster) else {
-            return Err(Error::invalid(format!("there is no place to restore {} to", ready.plan.cluster)));
-        };
-        pairs.push((ready, site));
+        pairs.push((ready, site_of(ready, sites)?));
     }
-    let mut runs = Vec::new();
-    for (ready, site) in &pairs {
-        runs.push(one(ready, site, options).boxed());
-    }
-    let done: Result<Vec<RestoredCluster>> = stream::iter(runs).buffered(AT_ONCE).try_collect().await;
-    let clusters = match done {
-        Ok(clusters) => clusters,
+    let runs = together(&pairs, &options.progress, |(ready, site), stoppable| async move {
+        one(ready, site, options, &stoppable).await
+    });
+    match runs.await {
+        Ok(clusters) => Ok(report(planned, clusters, options)),
         Err(error) => {
             for (ready, site) in &pairs {
                 stop(ready, site).await;
             }
-            return Err(error);
+            Err(error)
         }
-    };
-    Ok(report(planned, clusters, options))
+    }
+}
+
+/// Where a cluster is restored to.
+pub(crate) fn site_of<'a>(ready: &Ready, sites: &'a BTreeMap<String, Site>) -> Result<&'a Site> {
+    let cluster = &ready.plan.cluster;
+    sites.get(cluster).ok_or_else(|| Error::invalid(format!("there is no place to restore {cluster} to")))
 }
 
 /// What a finished restore reports.
@@ -138,7 +134,18 @@ pub(crate) fn report(planned: &Planned, clusters: Vec<RestoredCluster>, options:
 }
 
 /// Restores one cluster and brings it to the cut.
-pub(crate) async fn one(ready: &Ready, site: &Site, options: &RunOptions) -> Result<RestoredCluster> {
+pub(crate) async fn one(
+    ready: &Ready,
+    site: &Site,
+    options: &RunOptions,
+    stoppable: &Stoppable,
+) -> Result<RestoredCluster> {
+    let (ready, site) = (ready.clone(), site.clone());
+    let options = RunOptions { progress: Arc::new(stoppable.clone()), ..options.clone() };
+    apart(stoppable, async move { files_and_log(&ready, &site, &options).await }).await
+}
+
+async fn files_and_log(ready: &Ready, site: &Site, options: &RunOptions) -> Result<RestoredCluster> {
     let layout = &site.layout;
     let cluster = &ready.plan.cluster;
     let engine = ready.of.engine;

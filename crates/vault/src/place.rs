@@ -9,8 +9,10 @@ use std::fs::{self, File, OpenOptions};
 use std::io::ErrorKind;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{Scope, ScopedJoinHandle};
 
 use mainstay_engine::{self as engine, FileKind, Progress, RunAs};
 
@@ -27,6 +29,8 @@ const BATCH_EXTENTS_MAX: usize = 256 << 10;
 const OPEN_FILES_MAX: usize = 128;
 /// From so many files on, the whole filesystem is synced rather than each of them.
 const SYNC_ALL_FROM: usize = 32;
+/// And each time that so much was written, so that the disk works while the rest is still being unpacked.
+const SYNC_EACH_BYTES: u64 = 128 << 20;
 
 /// A regular file that is being placed.
 struct Target {
@@ -78,8 +82,18 @@ pub(crate) fn place(
             }
         }
     }
-    let placing = Placing { reader, targets: &targets, open: Mutex::default(), progress, checked: None };
-    placing.all(jobs.clamp(1, JOBS_MAX)).map_err(|mut errors| errors.swap_remove(0))?;
+    let disks: Vec<_> = files.iter().map(|(_, disk)| disk.as_path()).collect();
+    std::thread::scope(|scope| {
+        let (early, syncing) =
+            (disks.len() >= SYNC_ALL_FROM).then(|| Early::begin(scope, parent(disks[0]))).unzip();
+        let placing =
+            Placing { reader, targets: &targets, open: Mutex::default(), progress, checked: None, early };
+        let placed = placing.all(jobs.clamp(1, JOBS_MAX)).map_err(|mut errors| errors.swap_remove(0));
+        drop(placing);
+        // The kernel tells a failed write once.
+        let synced = syncing.map_or(Ok(()), |thread| thread.join().unwrap_or(Ok(())));
+        placed.and(synced)
+    })?;
     for target in &targets {
         if let Some(disk) = &target.disk {
             set_mode(disk, target.mode)?;
@@ -91,7 +105,6 @@ pub(crate) fn place(
         set_mode(folder, *mode)?;
         own(folder, owner)?;
     }
-    let disks: Vec<_> = files.iter().map(|(_, disk)| disk.as_path()).collect();
     sync(&disks)?;
     Ok(bytes)
 }
@@ -113,8 +126,14 @@ pub(crate) fn check(
     };
     let targets: Vec<_> = files.map(target).collect();
     let progress = &mainstay_engine::Quiet;
-    let placing =
-        Placing { reader, targets: &targets, open: Mutex::default(), progress, checked: Some(checked) };
+    let placing = Placing {
+        reader,
+        targets: &targets,
+        open: Mutex::default(),
+        progress,
+        checked: Some(checked),
+        early: None,
+    };
     placing.all(jobs.clamp(1, JOBS_MAX)).err().unwrap_or_default()
 }
 
@@ -125,6 +144,37 @@ struct Placing<'a> {
     progress: &'a dyn Progress,
     /// Set for a verification: it goes on after errors, and leaves out what is in here.
     checked: Option<&'a Mutex<HashSet<u64>>>,
+    early: Option<Early>,
+}
+
+/// Syncs what was written so far, on a thread of its own, which ends when this is dropped.
+struct Early {
+    written: AtomicU64,
+    wake: SyncSender<()>,
+}
+
+impl Early {
+    fn begin<'scope>(
+        scope: &'scope Scope<'scope, '_>,
+        folder: &'scope Path,
+    ) -> (Self, ScopedJoinHandle<'scope, engine::Result<()>>) {
+        let (wake, woken) = std::sync::mpsc::sync_channel(1);
+        let thread = scope.spawn(move || {
+            while woken.recv().is_ok() {
+                sync_filesystem(folder)?;
+            }
+            Ok(())
+        });
+        (Self { written: AtomicU64::new(0), wake }, thread)
+    }
+
+    fn wrote(&self, bytes: u64) {
+        let before = self.written.fetch_add(bytes, Ordering::Relaxed);
+        if before / SYNC_EACH_BYTES != (before + bytes) / SYNC_EACH_BYTES {
+            // Full: one is waiting already.
+            let _ = self.wake.try_send(());
+        }
+    }
 }
 
 /// What a verification remembers having checked, at most: 8 bytes each.
@@ -289,6 +339,9 @@ impl Placing<'_> {
         if let Some(disk) = &target_path.disk {
             let file = self.file(*target, disk)?;
             file.write_all_at(bytes, extent.at).map_err(|e| io("write", disk, e))?;
+            if let Some(early) = &self.early {
+                early.wrote(extent.length);
+            }
         }
         self.progress.advance(extent.length);
         Ok(())
@@ -341,6 +394,11 @@ fn set_mode(path: &Path, mode: u32) -> engine::Result<()> {
         .map_err(|e| io("set mode of", path, e))
 }
 
+fn sync_filesystem(folder: &Path) -> engine::Result<()> {
+    let file = File::open(folder).map_err(|e| io("open", folder, e))?;
+    nix::unistd::syncfs(&file).map_err(|e| io("sync the filesystem of", folder, e.into()))
+}
+
 /// Makes all of it durable.
 fn sync(disks: &[&Path]) -> engine::Result<()> {
     if disks.len() >= SYNC_ALL_FROM {
@@ -349,8 +407,7 @@ fn sync(disks: &[&Path]) -> engine::Result<()> {
             let folder = parent(disk);
             let device = fs::metadata(folder).map_err(|e| io("look at", folder, e))?.dev();
             if done.insert(device) {
-                let file = File::open(folder).map_err(|e| io("open", folder, e))?;
-                nix::unistd::syncfs(&file).map_err(|e| io("sync the filesystem of", folder, e.into()))?;
+                sync_filesystem(folder)?;
             }
         }
         return Ok(());

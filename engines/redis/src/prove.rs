@@ -21,6 +21,7 @@ use crate::launch::{make_folder, wait_ready};
 use crate::replay::blocking;
 use crate::snapshot::meta_of;
 use crate::topology::{Topology, ask_again};
+use crate::ttl::Pass;
 
 /// How long the check of one file may take.
 const CHECK_DEADLINE: Duration = Duration::from_secs(1800);
@@ -71,7 +72,7 @@ impl Prove for Redis {
             };
             match kept {
                 Some(content) => Ok(content),
-                None => content_of(client, &shard.lane.0, None).await,
+                None => content_of(client, &shard.lane.0, &[]).await,
             }
         });
         Ok(try_join_all(reads).await?.concat())
@@ -116,20 +117,17 @@ async fn life(client: &Client) -> Result<(String, String, String)> {
     Ok((text("run_id"), text("rdb_changes_since_last_save"), text("rdb_last_save_time")))
 }
 
-/// Counts and digest of one server. `ends` is what is known of the ends of life of each database: (database, keys, digest).
-pub(crate) async fn content_of(
-    client: &Client,
-    lane: &str,
-    ends: Option<&[(u32, u64, u64)]>,
-) -> Result<Vec<Content>> {
+/// Counts and digest of one server. `ends` is what is known of the ends of life in its databases.
+pub(crate) async fn content_of(client: &Client, lane: &str, ends: &[(u32, Pass)]) -> Result<Vec<Content>> {
     let mut content = Vec::new();
     for Database { db, keys, .. } in keyspace(client).await? {
-        let expiring = ends.and_then(|ends| ends.iter().find(|(at, _, _)| *at == db));
+        let expiring = ends.iter().find(|(of, _)| *of == db);
         content.push(Content {
             what: format!("{lane} db {db}"),
             count: i64::try_from(keys).unwrap_or(i64::MAX),
-            digest: expiring
-                .map_or_else(String::new, |(_, keys, digest)| format!("{keys} ends of life {digest:016x}")),
+            digest: expiring.map_or_else(String::new, |(_, were)| {
+                format!("{} ends of life {:016x}", were.keys, were.digest)
+            }),
             tolerance: 0,
         });
     }

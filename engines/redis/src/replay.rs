@@ -7,14 +7,13 @@
 
 use std::io::Read;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant as Tick};
 
 use async_trait::async_trait;
 use futures::future::join_all;
 use mainstay_engine::{
     Content, Cutting, Error, Host, Kind, Layout, LogSource, NodeLayout, Progress, Replay, Replayed,
-    RestoreJob, Result, Target, Ttl,
+    RestoreJob, Result, Stoppable, Target, Ttl,
 };
 use mainstay_model::{Instant, Lane, Place, Position};
 
@@ -27,7 +26,7 @@ use crate::launch::{last_words, remember, start_node, wait_ready};
 use crate::link::Door;
 use crate::master::{FeedError, Listener};
 use crate::noted::{Noted, Noting};
-use crate::prove::{content_of, keep, keyspace};
+use crate::prove::{Database, content_of, keep, keyspace};
 use crate::restore::plan;
 use crate::revive::Reviver;
 use crate::snapshot::{ShardMeta, USERS};
@@ -131,17 +130,16 @@ async fn start_and_point<'a>(
 
 /// Feeds all servers at once, a thread for each. The first that fails stops the others.
 fn feed_all(job: &RestoreJob<'_>, waiting: Vec<Waiting<'_>>) -> Result<Vec<Fed>> {
-    let stop = Arc::new(AtomicBool::new(false));
+    let progress = Arc::new(Stoppable::new(Arc::clone(&job.progress)));
     let feed = |waiting: Waiting<'_>| {
-        let progress = Stoppable { progress: Arc::clone(&job.progress), stop: Arc::clone(&stop) };
         let node = waiting.node;
-        let fed = feed_one(job, waiting, Arc::new(progress)).map_err(|error| {
+        let fed = feed_one(job, waiting, progress.clone()).map_err(|error| {
             // The server says why, if it ended.
             let ended = error.kind == Kind::Server && job.host.running(&node.name).is_none();
             if ended { last_words(node, Kind::Server, &format!("{error}, and it ended")) } else { error }
         });
         if fed.is_err() {
-            stop.store(true, Ordering::Relaxed);
+            progress.stop();
         }
         fed
     };
@@ -226,7 +224,7 @@ impl From<StreamError> for Fault {
     }
 }
 
-/// Takes the content as it is at the cut, and then moves the ends of life.
+/// Moves the ends of life, or only reads them where content is wanted, and takes the content: as it is at the cut, with the ends that it had there.
 fn look_and_shift(
     job: &RestoreJob<'_>,
     shard: &ShardMeta,
@@ -234,28 +232,26 @@ fn look_and_shift(
     client: &Client,
     mut noted: Option<Noted>,
 ) -> Result<(Vec<Content>, u64)> {
-    let databases = scripts.runtime.block_on(keyspace(client))?;
-    let mut content = Vec::new();
-    if job.compared {
-        let mut ends = Vec::new();
-        for database in databases.iter().filter(|database| database.expiring > 0) {
-            let found = scripts.read(database.db, database.expiring)?;
-            ends.push((database.db, found.keys, found.digest));
+    let by_ms = || Instant::now().micros().saturating_sub(job.at.micros()) / 1000;
+    let (mut ends, mut shifted) = (Vec::new(), 0);
+    for database in scripts.runtime.block_on(keyspace(client))? {
+        let Database { db, expiring, hashes, .. } = database;
+        if expiring > 0 && job.ttl == Ttl::Shift {
+            let were = scripts.shift(db, expiring, by_ms(), noted.as_mut())?;
+            shifted += were.keys;
+            ends.push((db, were));
+        } else if expiring > 0 && job.compared {
+            ends.push((db, scripts.read(db, expiring)?));
         }
-        content = scripts.runtime.block_on(content_of(client, &shard.lane.0, Some(&ends)))?;
-    }
-    let mut shifted = 0;
-    if job.ttl == Ttl::Shift {
-        let by_ms = || Instant::now().micros().saturating_sub(job.at.micros()) / 1000;
-        for database in &databases {
-            if database.expiring > 0 {
-                shifted += scripts.shift(database.db, database.expiring, by_ms(), noted.as_mut())?;
-            }
-            if database.hashes > 0 {
-                shifted += scripts.shift_fields(database.db, by_ms())?;
-            }
+        if hashes > 0 && job.ttl == Ttl::Shift {
+            shifted += scripts.shift_fields(db, by_ms())?;
         }
     }
+    // Of lives, this looks at nothing but whether there is one.
+    let content = match job.compared {
+        true => scripts.runtime.block_on(content_of(client, &shard.lane.0, &ends))?,
+        false => vec![],
+    };
     Ok((content, shifted))
 }
 
@@ -388,25 +384,4 @@ fn door(layout: &Layout, node: &NodeLayout) -> Door {
         || Door { host: "127.0.0.1".into(), port: node.ports[0], user: layout.user.clone(), password: None },
         |at| connect::door(&access, at),
     )
-}
-
-/// Progress that is also cancelled when another server could not be fed.
-struct Stoppable {
-    progress: Arc<dyn Progress>,
-    stop: Arc<AtomicBool>,
-}
-
-impl Progress for Stoppable {
-    fn stage(&self, name: &str) {
-        self.progress.stage(name);
-    }
-    fn expect(&self, bytes: u64) {
-        self.progress.expect(bytes);
-    }
-    fn advance(&self, bytes: u64) {
-        self.progress.advance(bytes);
-    }
-    fn cancelled(&self) -> bool {
-        self.stop.load(Ordering::Relaxed) || self.progress.cancelled()
-    }
 }

@@ -37,65 +37,45 @@ const READ_AGAIN: Duration = Duration::from_millis(100);
 /// How long one batch may take.
 const BATCH_DEADLINE: Duration = Duration::from_secs(120);
 
-/// Looks at a batch of keys. Tells the next cursor, how many keys it saw that have a life, and two 32-bit halves of an order-independent
-/// digest of (key, end of life).
-const READ: &str = "
-local cursor, channel, batch = ARGV[1], ARGV[2], ARGV[3]
-local found = redis.call('SCAN', cursor, 'COUNT', batch)
+/// Looks at a batch of keys: those that `SCAN` finds behind a cursor, or those that are named. `lift` moves their ends of life by the shift and into
+/// the range of marked times, `lower` out of it; `read` moves nothing. Tells the next cursor, how many keys it was done to, and two
+/// 32-bit halves of an order-independent digest of (key, end of life) as they were before.
+const LIVES: &str = "
+local channel, phase, shift, cursor = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
+local mark = 2251799813685248
 local count, high, low = 0, 0, 0
-for _, key in ipairs(found[2]) do
+local function look(key)
   local ends = redis.call('PEXPIRETIME', key)
-  if ends >= 0 then
+  if phase == 'lower' then
+    if ends >= mark and ends < mark + mark / 2 then
+      redis.call('PEXPIREAT', key, string.format('%.0f', ends - mark))
+      count = count + 1
+    end
+  elseif ends >= 0 and (phase == 'read' or ends < mark / 2) then
     local hash = redis.sha1hex(key .. '\\0' .. string.format('%.0f', ends))
-    count = count + 1
     high = bit.bxor(high, tonumber(string.sub(hash, 1, 8), 16))
     low = bit.bxor(low, tonumber(string.sub(hash, 9, 16), 16))
+    count = count + 1
+    if phase == 'lift' then
+      redis.call('PEXPIREAT', key, string.format('%.0f', ends + shift + mark))
+    end
   end
 end
-local text = string.format('%s %.0f %.0f %.0f', found[1], count, high % 4294967296, low % 4294967296)
+if cursor == 'named' then
+  cursor = '0'
+  for index = 5, #ARGV do look(ARGV[index]) end
+else
+  local found = redis.call('SCAN', cursor, 'COUNT', ARGV[5])
+  cursor = found[1]
+  for _, key in ipairs(found[2]) do look(key) end
+end
+local text = string.format('%s %.0f %.0f %.0f', cursor, count, high % 4294967296, low % 4294967296)
 redis.call('PUBLISH', channel, text)
-";
-
-/// Moves the ends of life of a batch of keys. `lift` moves by the shift and into the range of marked times, `lower` out of it.
-const MOVE: &str = "
-local cursor, channel, batch, phase, shift = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
-local mark = 2251799813685248
-local found = redis.call('SCAN', cursor, 'COUNT', batch)
-local count = 0
-for _, key in ipairs(found[2]) do
-  local ends = redis.call('PEXPIRETIME', key)
-  if phase == 'lift' and ends >= 0 and ends < mark / 2 then
-    redis.call('PEXPIREAT', key, string.format('%.0f', ends + shift + mark))
-    count = count + 1
-  elseif phase == 'lower' and ends >= mark and ends < mark + mark / 2 then
-    redis.call('PEXPIREAT', key, string.format('%.0f', ends - mark))
-    count = count + 1
-  end
-end
-redis.call('PUBLISH', channel, string.format('%s %.0f 0 0', found[1], count))
-";
-
-/// The same for keys that are named, those that have no life passed over.
-const MOVE_NAMED: &str = "
-local channel, phase, shift = ARGV[1], ARGV[2], tonumber(ARGV[3])
-local mark = 2251799813685248
-local count = 0
-for index = 4, #ARGV do
-  local ends = redis.call('PEXPIRETIME', ARGV[index])
-  if phase == 'lift' and ends >= 0 and ends < mark / 2 then
-    redis.call('PEXPIREAT', ARGV[index], string.format('%.0f', ends + shift + mark))
-    count = count + 1
-  elseif phase == 'lower' and ends >= mark and ends < mark + mark / 2 then
-    redis.call('PEXPIREAT', ARGV[index], string.format('%.0f', ends - mark))
-    count = count + 1
-  end
-end
-redis.call('PUBLISH', channel, string.format('0 %.0f 0 0', count))
 ";
 
 /// Tells all of a batch of hashes whose fields may have an end of life: a message `=key-length key dump` for each, then the cursor.
 const DUMP_HASHES: &str = "
-local cursor, channel, batch = ARGV[1], ARGV[2], ARGV[3]
+local channel, cursor, batch = ARGV[1], ARGV[2], ARGV[3]
 local found = redis.call('SCAN', cursor, 'COUNT', batch, 'TYPE', 'hash')
 for _, key in ipairs(found[2]) do
   local encoding = redis.call('OBJECT', 'ENCODING', key)
@@ -113,10 +93,17 @@ redis.call('PUBLISH', channel, string.format('%s 0 0 0', found[1]))
 /// What a pass over all keys of a database found.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Pass {
-    /// Keys with an end of life (counted twice where `SCAN` showed them twice).
+    /// Keys with an end of life (of a reading pass, counted twice where `SCAN` showed them twice).
     pub keys: u64,
-    /// Over (key, end), whatever the order; meaningless where `SCAN` showed a key twice.
+    /// Over (key, end), whatever the order; meaningless where a reading pass was shown a key twice.
     pub digest: u64,
+}
+
+impl Pass {
+    fn add(&mut self, other: Pass) {
+        self.keys += other.keys;
+        self.digest ^= other.digest;
+    }
 }
 
 /// Runs scripts down a replication link and hears what they tell.
@@ -138,7 +125,7 @@ impl Scripts<'_> {
     /// `Server`, `Deadline`, `Unreachable`.
     pub fn read(&mut self, db: u32, keys: u64) -> Result<Pass> {
         for _ in 0..READS_MAX {
-            let found = self.pass(db, READ, &[])?;
+            let found = self.pass(db, "read", "0")?;
             if found.keys == keys {
                 return Ok(found);
             }
@@ -151,16 +138,19 @@ impl Scripts<'_> {
         ))
     }
 
-    /// Moves all ends of life of one database, which has `keys` of them, by `shift_ms`, and says how many there are. Only the noted keys are looked
+    /// Moves all ends of life of one database, which has `keys` of them, by `shift_ms`, and says what they were. Only the noted keys are looked
     /// at if they are all.
     ///
     /// # Errors
     /// As [`Self::read`].
-    pub fn shift(&mut self, db: u32, keys: u64, shift_ms: i64, noted: Option<&mut Noted>) -> Result<u64> {
+    pub fn shift(&mut self, db: u32, keys: u64, shift_ms: i64, noted: Option<&mut Noted>) -> Result<Pass> {
         let shift = shift_ms.to_string();
+        let mut were = Pass::default();
         if let Some(noted) = noted {
-            if self.pass_named(db, noted, "lift", &shift)? == keys {
-                return self.pass_named(db, noted, "lower", &shift);
+            were = self.pass_named(db, noted, "lift", &shift)?;
+            if were.keys == keys {
+                self.pass_named(db, noted, "lower", &shift)?;
+                return Ok(were);
             }
             tracing::info!(
                 node = self.node,
@@ -168,8 +158,9 @@ impl Scripts<'_> {
                 "not all keys with an end of life were noted; looking at each"
             );
         }
-        self.pass(db, MOVE, &["lift", &shift])?;
-        Ok(self.pass(db, MOVE, &["lower", &shift])?.keys)
+        were.add(self.pass(db, "lift", &shift)?);
+        self.pass(db, "lower", &shift)?;
+        Ok(were)
     }
 
     /// Moves all ends of life of fields of hashes of one database by `shift_ms`, and says how many there are.
@@ -183,7 +174,7 @@ impl Scripts<'_> {
         let mut messages = self.open(db)?;
         let mut cursor = String::from("0");
         loop {
-            self.send(DUMP_HASHES, &cursor, &messages.0, BATCH_HASHES, &[])?;
+            self.send(&[DUMP_HASHES, "0", &messages.0, &cursor, BATCH_HASHES])?;
             let mut hashes = Vec::new();
             loop {
                 let told = self.runtime.block_on(messages.1.next(BATCH_DEADLINE))?;
@@ -229,26 +220,18 @@ impl Scripts<'_> {
         Ok((channel, messages))
     }
 
-    fn send(
-        &mut self,
-        script: &str,
-        cursor: &str,
-        channel: &str,
-        batch: &str,
-        arguments: &[&str],
-    ) -> Result<()> {
-        let mut words = vec!["EVAL", script, "0", cursor, channel, batch];
-        words.extend(arguments);
-        let words: Vec<&[u8]> = words.iter().map(|word| word.as_bytes()).collect();
+    fn send(&mut self, words: &[&str]) -> Result<()> {
+        let words: Vec<&[u8]> =
+            std::iter::once("EVAL").chain(words.iter().copied()).map(str::as_bytes).collect();
         self.feed.send_command(&words).map_err(|error| feed_error(self.node, error))
     }
 
-    /// Moves the ends of life of named keys, and says of how many.
-    fn pass_named(&mut self, db: u32, noted: &mut Noted, phase: &str, shift: &str) -> Result<u64> {
+    /// One phase over named keys.
+    fn pass_named(&mut self, db: u32, noted: &mut Noted, phase: &str, shift: &str) -> Result<Pass> {
         let (channel, mut messages) = self.open(db)?;
         let failed = |error| Error::io("read the keys that were noted", error);
         let mut keys = noted.keys(db).map_err(failed)?;
-        let (mut sum, mut ahead) = (0, 0);
+        let (mut sum, mut ahead) = (Pass::default(), 0);
         loop {
             let (mut batch, mut bytes) = (Vec::new(), 0);
             while batch.len() < NAMED_KEYS && bytes < NAMED_BYTES {
@@ -261,11 +244,11 @@ impl Scripts<'_> {
                     return Ok(sum);
                 }
                 let told = self.runtime.block_on(messages.next(BATCH_DEADLINE))?;
-                sum += parse(&told).ok_or_else(|| self.nonsense("keys"))?.1.keys;
+                sum.add(parse(&told).ok_or_else(|| self.nonsense("keys"))?.1);
                 ahead -= 1;
             }
             if !batch.is_empty() {
-                let head = ["EVAL", MOVE_NAMED, "0", &channel, phase, shift].map(str::as_bytes);
+                let head = ["EVAL", LIVES, "0", &channel, phase, shift, "named"].map(str::as_bytes);
                 let words: Vec<&[u8]> = head.into_iter().chain(batch.iter().map(Vec::as_slice)).collect();
                 self.feed.send_command(&words).map_err(|error| feed_error(self.node, error))?;
                 ahead += 1;
@@ -278,16 +261,16 @@ impl Scripts<'_> {
         Error::new(Kind::Server, what)
     }
 
-    fn pass(&mut self, db: u32, script: &str, arguments: &[&str]) -> Result<Pass> {
+    /// One phase over all keys.
+    fn pass(&mut self, db: u32, phase: &str, shift: &str) -> Result<Pass> {
         let (channel, mut messages) = self.open(db)?;
         let mut cursor = String::from("0");
         let mut sum = Pass::default();
         loop {
-            self.send(script, &cursor, &channel, BATCH, arguments)?;
+            self.send(&[LIVES, "0", &channel, phase, shift, &cursor, BATCH])?;
             let told = self.runtime.block_on(messages.next(BATCH_DEADLINE))?;
             let (next, found) = parse(&told).ok_or_else(|| self.nonsense("keys"))?;
-            sum.keys += found.keys;
-            sum.digest ^= found.digest;
+            sum.add(found);
             if next == "0" {
                 return Ok(sum);
             }

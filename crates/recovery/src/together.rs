@@ -1,0 +1,184 @@
+//! Work on several clusters at once.
+//!
+//! Engines block threads while they copy and feed, and what shares a task with that stands still. So each cluster's blocking work gets a task
+//! of its own; where one fails, the others are asked to stop, and waited for, since nobody may remove a folder that is still written to.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use futures::FutureExt;
+use futures::stream::{self, StreamExt};
+use mainstay_engine::{self as engine, Kind, Progress, Stoppable};
+use tokio::task::JoinSet;
+
+use crate::error::{Doing, Error, Result};
+
+/// How many clusters are restored, or looked at, at once: more would only share the same disks and cores.
+const AT_ONCE: usize = 2;
+
+/// Does `work` for each of `items`, [`AT_ONCE`] at a time; the results are in their order.
+///
+/// # Errors
+/// The first, all others having ended.
+pub(crate) async fn together<'a, I, T: 'a, F>(
+    items: impl IntoIterator<Item = I>,
+    progress: &Arc<dyn Progress>,
+    work: impl Fn(I, Stoppable) -> F,
+) -> Result<Vec<T>>
+where
+    F: Future<Output = Result<T>> + Send + 'a,
+{
+    let stoppable = Stoppable::new(Arc::clone(progress));
+    let mut runs = Vec::new();
+    for item in items {
+        runs.push(one_of_them(stoppable.clone(), work(item, stoppable.clone())).boxed());
+    }
+    let done: Vec<Result<T>> = stream::iter(runs).buffered(AT_ONCE).collect().await;
+    let (mut all, mut stopped) = (Vec::new(), None);
+    for one in done {
+        match one {
+            Ok(one) => all.push(one),
+            Err(Error::Engine { what, source }) if source.kind == Kind::Cancelled => {
+                stopped.get_or_insert(Error::Engine { what, source });
+            }
+            // One that was stopped because of another is not the reason.
+            Err(error) => return Err(error),
+        }
+    }
+    stopped.map_or(Ok(all), Err)
+}
+
+async fn one_of_them<T>(stoppable: Stoppable, work: impl Future<Output = Result<T>>) -> Result<T> {
+    // One that had no turn yet does not begin.
+    stoppable.check().doing(|| "begin".to_owned())?;
+    let done = work.await;
+    if done.is_err() {
+        stoppable.stop();
+    }
+    done
+}
+
+/// Does work that may block in a task of its own. Dropped, it is cancelled.
+///
+/// # Errors
+/// The work's; `Io` if it panicked.
+pub(crate) async fn apart<T: Send + 'static>(
+    stoppable: &Stoppable,
+    work: impl Future<Output = Result<T>> + Send + 'static,
+) -> Result<T> {
+    let mut guard = StopOnDrop { stoppable, ended: false };
+    let mut tasks = JoinSet::new();
+    tasks.spawn(work);
+    let ended_early = || engine::Error::new(Kind::Io, "a task ended early");
+    let joined = tasks.join_next().await;
+    guard.ended = true;
+    let ended = match joined {
+        Some(Ok(done)) => return done,
+        Some(Err(error)) => ended_early().source(error),
+        None => ended_early(),
+    };
+    Err(ended).doing(|| "wait for a task".to_owned())
+}
+
+/// What blocks goes on for a while when its task is gone: it hears that it is to stop.
+struct StopOnDrop<'a> {
+    stoppable: &'a Stoppable,
+    ended: bool,
+}
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.stoppable.stop();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
+
+    use mainstay_engine::Quiet;
+
+    use super::*;
+
+    fn quiet() -> Arc<dyn Progress> {
+        Arc::new(Quiet)
+    }
+
+    /// Blocks its thread until `until` says so, or it is told to stop.
+    fn block(progress: &Stoppable, until: impl Fn() -> bool) -> Result<()> {
+        tokio::task::block_in_place(|| {
+            while !until() {
+                progress.check().doing(|| "block".to_owned())?;
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Ok(())
+        })
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_blocks_does_not_hold_up_the_other() {
+        let begun = Arc::new(AtomicUsize::new(0));
+        // Each waits for the other to have begun.
+        let quiet = quiet();
+        let done = together([1, 2], &quiet, |item, progress| {
+            let begun = begun.clone();
+            async move {
+                let inner = progress.clone();
+                apart(&progress, async move {
+                    begun.fetch_add(1, Ordering::SeqCst);
+                    block(&inner, || begun.load(Ordering::SeqCst) == 2)?;
+                    Ok(item * 10)
+                })
+                .await
+            }
+        });
+        assert_eq!(done.await.unwrap(), [10, 20]);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn when_one_fails_the_others_end_and_the_reason_is_told() {
+        let ended = Arc::new(AtomicUsize::new(0));
+        let quiet = quiet();
+        let done = together([0, 1, 2, 3], &quiet, |item, progress| {
+            let ended = ended.clone();
+            async move {
+                let inner = progress.clone();
+                apart(&progress, async move {
+                    let done = match item {
+                        1 => Err(Error::invalid("no such thing")),
+                        _ => block(&inner, || false),
+                    };
+                    ended.fetch_add(1, Ordering::SeqCst);
+                    done
+                })
+                .await
+            }
+        });
+        assert_eq!(done.await.unwrap_err().to_string(), "no such thing");
+        // The first ended; those that had no turn never began.
+        assert_eq!(ended.load(Ordering::SeqCst), 2);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_is_dropped_hears_that_it_is_to_stop() {
+        let progress = Stoppable::new(quiet());
+        let (inner, (tell, told)) = (progress.clone(), std::sync::mpsc::channel());
+        let work = apart(&progress, async move {
+            let done = block(&inner, || false);
+            tell.send(done.is_err()).ok();
+            done
+        });
+        assert!(tokio::time::timeout(Duration::from_millis(20), work).await.is_err());
+        assert!(told.recv_timeout(Duration::from_secs(10)).unwrap());
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_panic_is_an_error() {
+        let progress = Stoppable::new(quiet());
+        let done: Result<()> = apart(&progress, async { panic!("of a test") }).await;
+        assert!(done.unwrap_err().to_string().contains("wait for a task"));
+    }
+}
