@@ -186,9 +186,11 @@ pub(crate) async fn start_node(
     start_server(layout, node, host).await
 }
 
-/// Settings that a restored data directory needs for as long as it lives.
+/// Settings that a restored data directory needs for as long as it lives: within it, so that they go and come with it, and with its copies.
+pub(crate) const KEPT: &str = "mainstay.restored.json";
+
 fn kept_file(node: &NodeLayout) -> PathBuf {
-    node.dir.join("restored.json")
+    node.data().join(KEPT)
 }
 
 pub(crate) fn keep(layout: &Layout, node: &NodeLayout, settings: &[(String, String)]) -> Result<()> {

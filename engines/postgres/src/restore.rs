@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use mainstay_engine::{Error, FileKind, Kind, Restore, RestoreJob, Result};
 
 use crate::snapshot::Meta;
-use crate::{Postgres, disk, install};
+use crate::{Postgres, disk, install, launch};
 
 #[async_trait]
 impl Restore for Postgres {
@@ -95,8 +95,10 @@ pub(crate) fn meta(job: &RestoreJob<'_>) -> Result<Meta> {
 fn is_placed(path: &str, kind: &FileKind) -> bool {
     let beside = path.starts_with("mainstay/") || path == "mainstay" || path == "tablespace_map";
     let log = path.starts_with("pg_wal/") && *kind == FileKind::Regular;
-    let left =
-        matches!(path, "standby.signal" | "recovery.signal" | "postmaster.pid" | "postgresql.auto.conf");
+    let left = matches!(
+        path,
+        "standby.signal" | "recovery.signal" | "postmaster.pid" | "postgresql.auto.conf" | launch::KEPT
+    );
     !(beside || log || left)
 }
 
