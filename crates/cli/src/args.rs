@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 /// Operates every database a platform stands on, and brings the whole fleet back to one instant.
 #[derive(Debug, Parser)]
@@ -375,30 +375,37 @@ pub struct ProveArgs {
     #[arg(value_name = "GROUP|CLUSTER")]
     pub what: String,
     #[command(flatten)]
-    pub target: ProveTarget,
+    pub target: OrLatest,
     #[command(flatten)]
     pub begin: BeginArgs,
 }
 
 /// As [`TargetArgs`], with the latest instant as the default.
-#[derive(Args, Clone, Debug, Default)]
-#[group(required = false, multiple = false)]
-pub struct ProveTarget {
-    /// All that was committed at or before this instant (RFC 3339)
-    #[arg(long, value_name = "TIME")]
-    pub at: Option<String>,
-    /// A fleet point
-    #[arg(long, value_name = "POINT")]
-    pub point: Option<String>,
-    /// A place (LANE=PLACE[,LANE=PLACE…])
-    #[arg(long, value_name = "PLACES")]
-    pub position: Option<String>,
-    /// A name written into the log
-    #[arg(long, value_name = "NAME")]
-    pub name: Option<String>,
-    /// The latest instant that every log reaches (the default)
-    #[arg(long)]
-    pub latest: bool,
+#[derive(Clone, Debug)]
+pub struct OrLatest(pub TargetArgs);
+
+impl Args for OrLatest {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        TargetArgs::augment_args(command).mut_group("TargetArgs", |group| group.required(false))
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for OrLatest {
+    fn from_arg_matches(matches: &clap::ArgMatches) -> Result<Self, clap::Error> {
+        let mut target = TargetArgs::from_arg_matches(matches)?;
+        let given = [&target.at, &target.point, &target.position, &target.name];
+        target.latest = given.iter().all(|one| one.is_none());
+        Ok(Self(target))
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &clap::ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
 }
 
 impl TargetArgs {
@@ -412,14 +419,6 @@ impl TargetArgs {
         ];
         let given = all.into_iter().find_map(|(flag, value)| Some(format!("{flag} {}", value.as_ref()?)));
         given.unwrap_or_else(|| "--latest".to_owned())
-    }
-}
-
-impl From<ProveTarget> for TargetArgs {
-    fn from(from: ProveTarget) -> Self {
-        let ProveTarget { at, point, position, name, latest } = from;
-        let latest = latest || [&at, &point, &position, &name].into_iter().all(Option::is_none);
-        Self { at, point, position, name, latest }
     }
 }
 

@@ -9,7 +9,7 @@ use mainstay_recovery::prove::{ProofCheck, ProveOptions, prove};
 
 use super::Cx;
 use super::recover::target;
-use crate::args::{ProveArgs, TargetArgs};
+use crate::args::ProveArgs;
 use crate::failure::{Failure, Result};
 use crate::printer::table;
 use crate::sandboxes::Made;
@@ -20,8 +20,7 @@ pub async fn run(cx: &Cx, args: ProveArgs) -> Result {
     let session = Session::open(cx)?;
     let members =
         session.all_protected(&session.select(std::slice::from_ref(&args.what))?, Missing::Fail).await?;
-    let target_args: TargetArgs = args.target.into();
-    let target = target::read(&session, &args.what, &members, &target_args).await?;
+    let target = target::read(&session, &args.what, &members, &args.target.0).await?;
     let bar = cx.bar(format!("prove {}", args.what));
     let options = ProveOptions {
         id: format!("proof-{}", Instant::now().micros()),
@@ -31,7 +30,7 @@ pub async fn run(cx: &Cx, args: ProveArgs) -> Result {
         snapshots: args.begin.snapshots.clone(),
         command: Some(Command {
             verb: format!("mainstay prove {}", args.what),
-            target: target_args.written(),
+            target: args.target.0.written(),
             rest: String::new(),
             snapshots: args.begin.snapshots.clone(),
         }),
