@@ -23,6 +23,9 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 /// How much is read from the socket at once.
 const READ_BYTES: usize = 256 * 1024;
+/// How long more of a copy is waited for when little came. The server sends it in pieces of 16 KiB, and whoever wakes up for each of them, on the
+/// server's own machine, takes the processor that makes them.
+const COPY_PAUSE: Duration = Duration::from_millis(4);
 /// The longest line that a master may answer with.
 const LINE_BYTES_MAX: usize = 16 * 1024;
 /// The length of the mark that ends a copy without a length.
@@ -224,9 +227,9 @@ impl Link {
                         let sure = self.buffer.len() - (MARK_BYTES - 1);
                         return Ok(Some(self.buffer.split_to(sure).freeze()));
                     }
-                    None => self.fill().await?,
+                    None => self.fill_of_copy().await?,
                 },
-                Body::Length { .. } => self.fill().await?,
+                Body::Length { .. } => self.fill_of_copy().await?,
             }
         }
     }
@@ -351,6 +354,14 @@ impl Link {
             Ok(Ok(0)) => Err(LinkError::Closed),
             Ok(Ok(_)) => Ok(()),
         }
+    }
+
+    async fn fill_of_copy(&mut self) -> Result<(), LinkError> {
+        self.fill().await?;
+        if self.buffer.len() < READ_BYTES / 2 {
+            tokio::time::sleep(COPY_PAUSE).await;
+        }
+        Ok(())
     }
 }
 
