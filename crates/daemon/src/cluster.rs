@@ -12,6 +12,8 @@ use crate::{Daemon, why};
 
 /// How often is looked where the cluster's nodes are.
 const LOOK: Duration = Duration::from_secs(5);
+/// How long a proof may take to end when it is asked to.
+const PROOF_ENDS: Duration = Duration::from_secs(20);
 
 /// Keeps a cluster until `stop` says so.
 pub(crate) async fn keep(daemon: Arc<Daemon>, cluster: Cluster, mut stop: watch::Receiver<bool>) {
@@ -85,9 +87,16 @@ impl Running {
         }
     }
 
-    /// A snapshot that is broken off is no snapshot, and what it stored is taken up by the next one.
-    async fn abort(self) {
-        for task in [self.snapshot, self.proof, self.prune, self.refresh].into_iter().flatten() {
+    /// A snapshot that is broken off is no snapshot, and what it stored is taken up by the next one. A proof has heard that it is to end, and
+    /// stops its servers.
+    async fn abort(mut self) {
+        let mut proof = self.proof.take();
+        if let Some(running) = &mut proof
+            && tokio::time::timeout(PROOF_ENDS, running).await.is_ok()
+        {
+            proof = None;
+        }
+        for task in [self.snapshot, proof, self.prune, self.refresh].into_iter().flatten() {
             task.abort();
             let _ = task.await;
         }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant as Monotonic};
 
-use mainstay_engine::{Quiet, Way};
+use mainstay_engine::{Progress, Quiet, Way};
 use mainstay_model::{ClusterName, Instant};
 use mainstay_recovery::Protected;
 use mainstay_recovery::follow::{Follower, Until, Wanted};
@@ -162,13 +162,17 @@ impl Daemon {
             command: None,
             jobs: self.config.jobs,
             began: Monotonic::now(),
-            progress: Arc::new(Quiet),
+            progress: Arc::new(self.ending.clone()),
         };
         lock(&self.proofs).insert(of.cluster.name.clone(), options.id.clone());
         let proof =
             prove(std::slice::from_ref(of), &Target::Latest, self.config.world.sandboxes(), &options).await;
         lock(&self.proofs).remove(&of.cluster.name);
-        let proof = proof.map_err(|e| why(&e))?;
+        let proof = match proof {
+            // Another day, or another daemon.
+            Err(_) if self.ending.cancelled() => return Ok(Outcome::Held),
+            proof => proof.map_err(|e| why(&e))?,
+        };
         let record = serde_json::to_value(&proof).unwrap_or_default();
         let (proven, rto_ms) = (proof.differences.is_empty(), (proof.rto_seconds * 1000.0) as u64);
         self.with_state(move |state| {

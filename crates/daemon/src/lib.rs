@@ -22,6 +22,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant as Monotonic};
 
 use async_trait::async_trait;
+use mainstay_engine::{Quiet, Stoppable};
 use mainstay_model::{Cluster, ClusterName, Fleet};
 use mainstay_recovery::Protected;
 use mainstay_recovery::follow::{FollowOptions, Follower};
@@ -133,6 +134,8 @@ struct Daemon {
     proofs: Mutex<BTreeMap<ClusterName, String>>,
     counters: Counters,
     started: Monotonic,
+    /// The progress of what hears by it that the daemon ends.
+    ending: Stoppable,
     /// It does what is due, and ends.
     is_hurried: bool,
 }
@@ -160,6 +163,7 @@ pub async fn serve(config: Config, stop: impl Future<Output = ()>) -> Result<(),
     }
     stop.await;
     tracing::info!("ending: the last of the logs goes to the vault");
+    daemon.ending.stop();
     end.send_replace(true);
     while tasks.join_next().await.is_some() {}
     Ok(())
@@ -232,6 +236,7 @@ impl Daemon {
             proofs: Mutex::default(),
             counters: Counters::default(),
             started: Monotonic::now(),
+            ending: Stoppable::new(Arc::new(Quiet)),
             is_hurried,
         })
     }

@@ -1,10 +1,12 @@
 //! Work on several clusters at once.
 //!
 //! Engines block threads while they copy and feed, and what shares a task with that stands still. So each cluster's blocking work gets a task
-//! of its own; where one fails, the others are asked to stop, and waited for, since nobody may remove a folder that is still written to.
+//! of its own; where one fails or somebody asks to stop, the others are stopped, and waited for, since nobody may remove a folder that is
+//! still written to. So whoever wants to end it says so by its progress, and lets it end; one that is merely dropped ends a little later.
 
 use std::future::Future;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 use futures::stream::{self, StreamExt};
@@ -15,6 +17,10 @@ use crate::error::{Doing, Error, Result};
 
 /// How many clusters are restored, or looked at, at once: more would only share the same disks and cores.
 const AT_ONCE: usize = 2;
+/// How often is looked whether to stop.
+const LOOK: Duration = Duration::from_millis(50);
+/// How long work may take to see for itself that it is to stop, and to put away what it began.
+const GRACE: Duration = Duration::from_secs(2);
 
 /// Does `work` for each of `items`, [`AT_ONCE`] at a time; the results are in their order.
 ///
@@ -50,7 +56,7 @@ where
 
 async fn one_of_them<T>(stoppable: Stoppable, work: impl Future<Output = Result<T>>) -> Result<T> {
     // One that had no turn yet does not begin.
-    stoppable.check().doing(|| "begin".to_owned())?;
+    stoppable.check().doing(|| "begin with the next cluster".to_owned())?;
     let done = work.await;
     if done.is_err() {
         stoppable.stop();
@@ -58,10 +64,10 @@ async fn one_of_them<T>(stoppable: Stoppable, work: impl Future<Output = Result<
     done
 }
 
-/// Does work that may block in a task of its own. Dropped, it is cancelled.
+/// Does work that may block in a task of its own, until it is done or is to stop.
 ///
 /// # Errors
-/// The work's; `Io` if it panicked.
+/// The work's; `Cancelled`; `Io` if it panicked.
 pub(crate) async fn apart<T: Send + 'static>(
     stoppable: &Stoppable,
     work: impl Future<Output = Result<T>> + Send + 'static,
@@ -69,11 +75,20 @@ pub(crate) async fn apart<T: Send + 'static>(
     let mut guard = StopOnDrop { stoppable, ended: false };
     let mut tasks = JoinSet::new();
     tasks.spawn(work);
-    let ended_early = || engine::Error::new(Kind::Io, "a task ended early");
-    let joined = tasks.join_next().await;
+    let mut stopping = None;
+    let joined = loop {
+        if let Ok(joined) = tokio::time::timeout(LOOK, tasks.join_next()).await {
+            break joined;
+        }
+        if stoppable.cancelled() && stopping.get_or_insert_with(Instant::now).elapsed() > GRACE {
+            tasks.abort_all();
+        }
+    };
     guard.ended = true;
+    let ended_early = || engine::Error::new(Kind::Io, "a task ended early");
     let ended = match joined {
         Some(Ok(done)) => return done,
+        Some(Err(error)) if error.is_cancelled() => engine::Error::new(Kind::Cancelled, "stopped on request"),
         Some(Err(error)) => ended_early().source(error),
         None => ended_early(),
     };
@@ -97,7 +112,6 @@ impl Drop for StopOnDrop<'_> {
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::time::Duration;
 
     use mainstay_engine::Quiet;
 
@@ -160,6 +174,30 @@ mod tests {
         assert_eq!(done.await.unwrap_err().to_string(), "no such thing");
         // The first ended; those that had no turn never began.
         assert_eq!(ended.load(Ordering::SeqCst), 2);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_is_stopped_has_ended_when_that_is_told() {
+        struct Ended(Arc<AtomicUsize>);
+        impl Drop for Ended {
+            fn drop(&mut self) {
+                std::thread::sleep(Duration::from_millis(20));
+                self.0.fetch_add(1, Ordering::SeqCst);
+            }
+        }
+        let (progress, count) = (Stoppable::new(quiet()), Arc::new(AtomicUsize::new(0)));
+        let ended = Ended(count.clone());
+        // It never looks whether to stop.
+        let work = apart(&progress, async move {
+            let _ended = ended;
+            std::future::pending::<Result<()>>().await
+        });
+        progress.stop();
+        match work.await {
+            Err(Error::Engine { source, .. }) => assert_eq!(source.kind, Kind::Cancelled),
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(count.load(Ordering::SeqCst), 1);
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

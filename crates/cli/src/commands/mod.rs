@@ -17,15 +17,19 @@ mod status;
 mod up;
 mod vault;
 
+use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::Engines;
 use crate::args::{Cli, Command, Global};
-use crate::failure::Result;
+use crate::failure::{Failure, Result};
 use crate::printer::Printer;
 use crate::progress::Bar;
+
+/// How long work may take to end when somebody pressed Ctrl-C.
+const STOP_GRACE: Duration = Duration::from_secs(20);
 
 /// What every command is given.
 #[derive(Clone)]
@@ -43,6 +47,19 @@ impl Cx {
     /// Progress of a piece of work.
     pub fn bar(&self, title: impl Into<String>) -> Arc<Bar> {
         Bar::new(title, Arc::clone(&self.stop))
+    }
+
+    /// Does work until it is done or somebody pressed Ctrl-C. It hears of that by its progress, and has a while to end and put away what it began.
+    pub async fn unless_stopped<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        let mut work = std::pin::pin!(work);
+        let done = tokio::select! {
+            done = &mut work => return done,
+            () = self.stopped() => tokio::time::timeout(STOP_GRACE, work).await,
+        };
+        match done {
+            Ok(Ok(done)) => Ok(done),
+            Ok(Err(_)) | Err(_) => Err(Failure::failed("cancelled", "stopped on request", "run it again")),
+        }
     }
 
     /// Returns once somebody pressed Ctrl-C.

@@ -39,10 +39,8 @@ pub async fn run(cx: &Cx, args: ProveArgs) -> Result {
         progress: bar.clone(),
     };
     let sandboxes = Made::new(&session);
-    let done = tokio::select! {
-        done = prove(&members, &target, &sandboxes, &options) => done.map_err(Failure::from),
-        () = cx.stopped() => Err(Failure::failed("cancelled", "stopped on request", "run it again")),
-    };
+    let work = async { prove(&members, &target, &sandboxes, &options).await.map_err(Failure::from) };
+    let done = cx.unless_stopped(work).await;
     bar.finish();
     if done.is_err() {
         sandboxes.clear().await;

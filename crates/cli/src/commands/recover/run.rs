@@ -96,14 +96,13 @@ async fn into_sandbox(
         objectives: objectives(session, planned),
         progress: bar,
     };
-    let done = tokio::select! {
-        done = restore(planned, &sites, &options) => match done {
+    let work = async {
+        match restore(planned, &sites, &options).await {
             Ok(restored) => Ok(restored),
             Err(error) => Err(say_instead(error, planned, &making.command).await.into()),
-        },
-        () = session.cx.stopped() => Err(Failure::failed("cancelled", "stopped on request", "run it again")),
+        }
     };
-    match done {
+    match session.cx.unless_stopped(work).await {
         Ok(restored) => Ok((sandbox, restored)),
         Err(failure) => {
             if let Err(error) = sandbox.drop_all().await {
