@@ -4,6 +4,7 @@
 mod support;
 
 mod away;
+mod cancelled;
 mod failover;
 mod in_place;
 mod kills;
