@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant as Monotonic};
 
 use async_trait::async_trait;
-use mainstay_engine::{self as engine, Progress, Role, Severity, Stoppable, Ttl};
+use mainstay_engine::{self as engine, Progress, Role, Severity, Ttl};
 use mainstay_model::{Instant, Objective, Position};
 use mainstay_state::{Operation, Progress as Stage, State, StepState};
 use serde::{Deserialize, Serialize};
@@ -22,7 +22,7 @@ use crate::Protected;
 use crate::error::{Doing, Error, Result};
 use crate::plan::{PlanOptions, Planned, PointTarget, Ready, Target, plan};
 use crate::restore::{self, Restored, RestoredCluster, RunOptions, Site, within};
-use crate::together::together;
+use crate::together::{Turn, together};
 
 /// The kind of these operations in the journal.
 pub const KIND: &str = "in-place";
@@ -311,8 +311,8 @@ async fn drive(
         }
     }
     let (sites, work) = (&sites, &work);
-    let told: Vec<Told> = together(&planned.ready, &options.progress, |ready, stoppable| async move {
-        work.restore(ready, &sites[&ready.plan.cluster], &stoppable).await
+    let told: Vec<Told> = together(&planned.ready, &options.progress, |ready, turn| async move {
+        work.restore(ready, &sites[&ready.plan.cluster], &turn).await
     })
     .await?;
     for step in [Step::Start, Step::Verify] {
@@ -376,7 +376,7 @@ impl Work<'_> {
         }
     }
 
-    async fn restore(&self, ready: &Ready, site: &Site, stoppable: &Stoppable) -> Result<Told> {
+    async fn restore(&self, ready: &Ready, site: &Site, turn: &Turn) -> Result<Told> {
         let (cluster, id) = (&ready.plan.cluster, self.operation.id());
         let name = Step::Restore.name(cluster);
         let done = self.operation.step(&name, async || {
@@ -384,7 +384,7 @@ impl Work<'_> {
             stop(&ready.of, site).await?;
             self.swap.bring_back(cluster, id).await.doing(|| format!("clear the data of {cluster}"))?;
             self.swap.set_aside(cluster, id).await.doing(|| format!("set aside the data of {cluster}"))?;
-            let restored = restore::one(ready, site, self.run, stoppable).await?;
+            let restored = restore::one(ready, site, self.run, turn).await?;
             Ok::<_, Error>(Told { position: restored.position, notes: restored.notes })
         });
         Ok(done.await?)

@@ -22,7 +22,7 @@ use crate::Protected;
 use crate::error::{Doing, Error, Result};
 use crate::plan::{Command, PlanOptions, Planned, PointTarget, Ready, Target, plan, say_instead};
 use crate::restore::{RestoredCluster, RunOptions, Site, one, site_of, within};
-use crate::together::{apart, together};
+use crate::together::together;
 
 /// How long the checks of one cluster may take.
 const CHECKS: Duration = Duration::from_secs(3600);
@@ -342,11 +342,11 @@ async fn look(
     };
     let run = &run;
     // Who is restored first is looked at while the others are still on their way.
-    let looks = together(&planned.ready, &options.progress, |ready, stoppable| async move {
+    let looks = together(&planned.ready, &options.progress, |ready, turn| async move {
         let site = site_of(ready, sites)?;
-        let restored = one(ready, site, run, &stoppable).await?;
+        let restored = one(ready, site, run, &turn).await?;
         let (ready, site) = (ready.clone(), site.clone());
-        let look = apart(&stoppable, async move { look_at(&ready, &site, integrity).await });
+        let look = turn.apart(async move { look_at(&ready, &site, integrity).await });
         Ok((restored, look.await?))
     });
     let mut looked = Looked { clusters: vec![], checks: vec![], contents: BTreeMap::new() };

@@ -9,13 +9,13 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant as Monotonic};
 
-use mainstay_engine::{self as engine, Host, Layout, Progress, RestoreJob, Stoppable, Ttl};
+use mainstay_engine::{self as engine, Host, Layout, Progress, RestoreJob, Ttl};
 use mainstay_model::{Instant, Objective, Position};
 use serde::Serialize;
 
 use crate::error::{Doing, Error, Result};
 use crate::plan::{Planned, Ready};
-use crate::together::{apart, together};
+use crate::together::{Turn, together};
 
 /// Where one cluster is restored to.
 #[derive(Clone)]
@@ -102,8 +102,8 @@ pub async fn restore(
     for ready in &planned.ready {
         pairs.push((ready, site_of(ready, sites)?));
     }
-    let runs = together(&pairs, &options.progress, |(ready, site), stoppable| async move {
-        one(ready, site, options, &stoppable).await
+    let runs = together(&pairs, &options.progress, |(ready, site), turn| async move {
+        one(ready, site, options, &turn).await
     });
     match runs.await {
         Ok(clusters) => Ok(report(planned, clusters, options)),
@@ -138,11 +138,11 @@ pub(crate) async fn one(
     ready: &Ready,
     site: &Site,
     options: &RunOptions,
-    stoppable: &Stoppable,
+    turn: &Turn,
 ) -> Result<RestoredCluster> {
     let (ready, site) = (ready.clone(), site.clone());
-    let options = RunOptions { progress: Arc::new(stoppable.clone()), ..options.clone() };
-    apart(stoppable, async move { files_and_log(&ready, &site, &options).await }).await
+    let options = RunOptions { progress: turn.progress(), ..options.clone() };
+    turn.apart(async move { files_and_log(&ready, &site, &options).await }).await
 }
 
 async fn files_and_log(ready: &Ready, site: &Site, options: &RunOptions) -> Result<RestoredCluster> {

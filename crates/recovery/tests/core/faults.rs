@@ -227,20 +227,6 @@ async fn a_flipped_bit_is_named_and_nothing_wrong_is_restored() {
     scene.verify("all bits flipped back").await;
 }
 
-/// Polls a future at most so many times, and drops it.
-async fn cut_off<T>(polls: u64, future: impl Future<Output = T>) -> Option<T> {
-    let mut future = std::pin::pin!(future);
-    let mut left = polls;
-    std::future::poll_fn(move |context| {
-        if left == 0 {
-            return std::task::Poll::Ready(None);
-        }
-        left -= 1;
-        future.as_mut().poll(context).map(Some)
-    })
-    .await
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_hundred_random_moments_lose_nothing() {
     let scene = Faulted::new().await;
@@ -262,7 +248,7 @@ async fn two_hundred_random_moments_lose_nothing() {
         let what = [Work::Snapshot, Work::Follow, Work::Follow, Work::Restore, Work::Prune]
             [usize::try_from(random(5)).unwrap()];
         let of = scene.process().await.unwrap();
-        cut_off(1 + random(40), work(&of, what)).await;
+        killed_after(1 + random(40) as usize, work(&of, what)).await;
         drop(of);
 
         let of = scene.process().await.unwrap();

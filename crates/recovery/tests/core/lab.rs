@@ -288,3 +288,17 @@ impl Swap for Local {
             .map_err(|e| engine::Error::io("restore", e))
     }
 }
+
+/// Polls a future at most so many times, and drops it: what a kill leaves.
+pub async fn killed_after<T>(polls: usize, future: impl Future<Output = T>) -> Option<T> {
+    let mut future = std::pin::pin!(future);
+    let mut left = polls;
+    std::future::poll_fn(move |context| {
+        if left == 0 {
+            return std::task::Poll::Ready(None);
+        }
+        left -= 1;
+        future.as_mut().poll(context).map(Some)
+    })
+    .await
+}

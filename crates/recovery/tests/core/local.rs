@@ -78,20 +78,6 @@ impl Scene {
     }
 }
 
-/// Polls a future so many times and drops it: what a kill leaves.
-async fn killed_after<T>(polls: usize, future: impl Future<Output = T>) -> Option<T> {
-    let mut future = std::pin::pin!(future);
-    let mut left = polls;
-    std::future::poll_fn(move |context| {
-        if left == 0 {
-            return std::task::Poll::Ready(None);
-        }
-        left -= 1;
-        future.as_mut().poll(context).map(Some)
-    })
-    .await
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn it_is_done_and_then_finished_or_undone() {
     let scene = Scene::new().await;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use mainstay_engine::{
-    Kind, Launch, Mark, Observe, Quiet, Replay, Restore, RestoreJob, Role, SnapshotSource, Ttl,
+    Kind, Launch, LogSource, Mark, Observe, Quiet, Replay, Restore, RestoreJob, Role, SnapshotSource, Ttl,
 };
 use mainstay_engine_kit::memory::MemoryLog;
 
@@ -99,6 +99,28 @@ async fn a_cluster_comes_back_whole() {
     at_once(VERSIONS, cluster_round_trip).await;
 }
 
+/// A restore of the snapshot alone, where the cluster was.
+fn in_its_place<'a>(
+    fixture: &'a Fixture,
+    snapshot: &'a dyn SnapshotSource,
+    log: &'a dyn LogSource,
+    ttl: Ttl,
+) -> RestoreJob<'a> {
+    RestoreJob {
+        layout: &fixture.layout,
+        host: &*fixture.host,
+        snapshot,
+        log,
+        cut: &snapshot.taken().position,
+        at: snapshot.taken().at.latest,
+        ttl,
+        in_place: true,
+        compared: false,
+        jobs: 2,
+        progress: Arc::new(Quiet),
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cluster_is_restored_in_its_own_place() {
     at_once([Shape::Replicated(1), Shape::Cluster(3, 1)], in_place).await;
@@ -120,19 +142,7 @@ async fn in_place(shape: Shape) {
         std::fs::rename(node.data(), node.dir.join("old")).unwrap();
     }
     let log = MemoryLog::new().source(1);
-    let job = RestoreJob {
-        layout: &fixture.layout,
-        host: &*fixture.host,
-        snapshot: &snapshot,
-        log: &log,
-        cut: &snapshot.taken().position,
-        at: snapshot.taken().at.latest,
-        ttl: Ttl::Absolute,
-        in_place: true,
-        compared: false,
-        jobs: 2,
-        progress: Arc::new(Quiet),
-    };
+    let job = in_its_place(&fixture, &snapshot, &log, Ttl::Absolute);
     Restore::restore(&fixture.redis, &job).await.unwrap();
     Replay::replay(&fixture.redis, &job).await.unwrap();
     Launch::start(&fixture.redis, &fixture.layout, &*fixture.host).await.unwrap();
@@ -160,19 +170,7 @@ async fn an_append_only_server_is_restored_as_one() {
     Launch::stop(&fixture.redis, &fixture.layout, &*fixture.host).await.unwrap();
     std::fs::rename(fixture.layout.nodes[0].data(), fixture.folder.path().join("old")).unwrap();
     let log = MemoryLog::new().source(1);
-    let job = RestoreJob {
-        layout: &fixture.layout,
-        host: &*fixture.host,
-        snapshot: &snapshot,
-        log: &log,
-        cut: &snapshot.taken().position,
-        at: snapshot.taken().at.latest,
-        ttl: Ttl::Shift,
-        in_place: true,
-        compared: false,
-        jobs: 2,
-        progress: Arc::new(Quiet),
-    };
+    let job = in_its_place(&fixture, &snapshot, &log, Ttl::Shift);
     Restore::restore(&fixture.redis, &job).await.unwrap();
     Replay::replay(&fixture.redis, &job).await.unwrap();
     let mut client = fixture.client(0);
