@@ -386,7 +386,11 @@ pub struct OrLatest(pub TargetArgs);
 
 impl Args for OrLatest {
     fn augment_args(command: clap::Command) -> clap::Command {
-        TargetArgs::augment_args(command).mut_group("TargetArgs", |group| group.required(false))
+        TargetArgs::augment_args(command)
+            .mut_group("TargetArgs", |group| group.required(false))
+            .mut_arg("latest", |latest| {
+                latest.help("The latest instant that every log reaches (the default)")
+            })
     }
 
     fn augment_args_for_update(command: clap::Command) -> clap::Command {

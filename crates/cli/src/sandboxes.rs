@@ -58,10 +58,13 @@ impl Sandboxes for Made {
     }
 
     async fn remove(&self, id: &str) -> engine::Result<()> {
-        match self.made.lock().await.remove(id) {
-            Some(sandbox) => sandbox.drop_all().await.map_err(converted),
-            None => Ok(()),
+        let made = self.made.lock().await.get(id).cloned();
+        if let Some(sandbox) = made {
+            sandbox.drop_all().await.map_err(converted)?;
+            // Only now: one that could not be removed is tried again by whoever clears up.
+            self.made.lock().await.remove(id);
         }
+        Ok(())
     }
 }
 

@@ -31,7 +31,7 @@ const SETTLE_WITHIN: Duration = Duration::from_secs(20);
 pub(crate) enum Outcome {
     /// Done.
     Done(Bytes, Value),
-    /// Somebody else does it.
+    /// Somebody else does it, or will: the daemon ends.
     Held,
 }
 

@@ -311,10 +311,19 @@ async fn drive(
         }
     }
     let (sites, work) = (&sites, &work);
-    let told: Vec<Told> = together(&planned.ready, &options.progress, |ready, turn| async move {
+    let told = together(&planned.ready, &options.progress, |ready, turn| async move {
         work.restore(ready, &sites[&ready.plan.cluster], &turn).await
-    })
-    .await?;
+    });
+    let told: Vec<Told> = match told.await {
+        Ok(told) => told,
+        Err(error) => {
+            // Nobody may write to what will be restored again, or undone.
+            for ready in &planned.ready {
+                restore::stop(ready, &sites[&ready.plan.cluster]).await;
+            }
+            return Err(error);
+        }
+    };
     for step in [Step::Start, Step::Verify] {
         for ready in &planned.ready {
             work.step(step, ready, &sites[&ready.plan.cluster]).await?;

@@ -317,6 +317,9 @@ async fn with_sandbox(
         Err(error) => Err(error),
     };
     let removed = sandboxes.remove(id).await.doing(|| format!("remove sandbox {id}"));
+    if let (Err(_), Err(error)) = (&looked, &removed) {
+        tracing::error!(sandbox = id, %error, "sandbox not removed");
+    }
     let looked = looked?;
     removed?;
     Ok(looked)

@@ -26,7 +26,7 @@ const GRACE: Duration = Duration::from_secs(2);
 /// Does `work` for each of `items`, [`AT_ONCE`] at a time; the results are in their order.
 ///
 /// # Errors
-/// The first, all others having ended.
+/// The first in their order that is more than having been stopped, all others having ended.
 pub(crate) async fn together<'a, I, T: 'a, F>(
     items: impl IntoIterator<Item = I>,
     progress: &Arc<dyn Progress>,

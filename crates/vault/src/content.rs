@@ -31,8 +31,14 @@ pub(crate) struct Content {
     keys: std::sync::Arc<Keys>,
     pub pipeline: Pipeline,
     pub sources: Sources,
-    compressors: Mutex<Vec<zstd::bulk::Compressor<'static>>>,
+    compressors: Mutex<Vec<Packer>>,
     shared: Mutex<Shared>,
+}
+
+/// A compressor, and the room that it writes to.
+struct Packer {
+    compressor: zstd::bulk::Compressor<'static>,
+    packed: Vec<u8>,
 }
 
 /// A frame that small files share, and the runs that wait for its place.
@@ -125,15 +131,21 @@ impl Content {
     fn write_frame(&self, frame: &[u8], level: i32) -> Result<(u64, u64, u64)> {
         let failed = |e| Error::io("compress", e);
         let spare = self.compressors.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let mut compressor = match spare {
-            Some(compressor) => compressor,
-            None => zstd::bulk::Compressor::new(level).map_err(failed)?,
+        let mut packer = match spare {
+            Some(packer) => packer,
+            None => {
+                let compressor = zstd::bulk::Compressor::new(level).map_err(failed)?;
+                Packer { compressor, packed: Vec::new() }
+            }
         };
-        compressor.set_compression_level(level).map_err(failed)?;
-        let packed = compressor.compress(frame).map_err(failed)?;
-        self.compressors.lock().unwrap_or_else(PoisonError::into_inner).push(compressor);
-        let (pack, offset) = self.pipeline.append(&packed, frame.len() as u64)?;
-        Ok((pack, offset, packed.len() as u64))
+        packer.compressor.set_compression_level(level).map_err(failed)?;
+        packer.packed.clear();
+        packer.packed.reserve(zstd::zstd_safe::compress_bound(frame.len()));
+        packer.compressor.compress_to_buffer(frame, &mut packer.packed).map_err(failed)?;
+        let (pack, offset) = self.pipeline.append(&packer.packed, frame.len() as u64)?;
+        let length = packer.packed.len() as u64;
+        self.compressors.lock().unwrap_or_else(PoisonError::into_inner).push(packer);
+        Ok((pack, offset, length))
     }
 
     /// Turns what waited for a frame into extents.

@@ -4,6 +4,7 @@
 //! written where they belong, and what is zeros stays a hole. Only so much of the index is in memory at once. A verification does the same but
 //! for the writing, and goes on after what is damaged.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::ErrorKind;
@@ -83,14 +84,13 @@ pub(crate) fn place(
         }
     }
     let disks: Vec<_> = files.iter().map(|(_, disk)| disk.as_path()).collect();
+    let whole = if disks.len() >= SYNC_ALL_FROM { Some(Filesystems::of(&disks)?) } else { None };
     std::thread::scope(|scope| {
-        let (early, syncing) =
-            (disks.len() >= SYNC_ALL_FROM).then(|| Early::begin(scope, parent(disks[0]))).unzip();
+        let (early, syncing) = whole.as_ref().map(|whole| Early::begin(scope, whole)).unzip();
         let placing =
             Placing { reader, targets: &targets, open: Mutex::default(), progress, checked: None, early };
         let placed = placing.all(jobs.clamp(1, JOBS_MAX)).map_err(|mut errors| errors.swap_remove(0));
         drop(placing);
-        // The kernel tells a failed write once.
         let synced = syncing.map_or(Ok(()), |thread| thread.join().unwrap_or(Ok(())));
         placed.and(synced)
     })?;
@@ -105,7 +105,10 @@ pub(crate) fn place(
         set_mode(folder, *mode)?;
         own(folder, owner)?;
     }
-    sync(&disks)?;
+    match whole {
+        Some(whole) => whole.sync()?,
+        None => sync_each(&disks)?,
+    }
     Ok(bytes)
 }
 
@@ -156,12 +159,12 @@ struct Early {
 impl Early {
     fn begin<'scope>(
         scope: &'scope Scope<'scope, '_>,
-        folder: &'scope Path,
+        whole: &'scope Filesystems,
     ) -> (Self, ScopedJoinHandle<'scope, engine::Result<()>>) {
         let (wake, woken) = std::sync::mpsc::sync_channel(1);
         let thread = scope.spawn(move || {
             while woken.recv().is_ok() {
-                sync_filesystem(folder)?;
+                whole.sync()?;
             }
             Ok(())
         });
@@ -394,24 +397,33 @@ fn set_mode(path: &Path, mode: u32) -> engine::Result<()> {
         .map_err(|e| io("set mode of", path, e))
 }
 
-fn sync_filesystem(folder: &Path) -> engine::Result<()> {
-    let file = File::open(folder).map_err(|e| io("open", folder, e))?;
-    nix::unistd::syncfs(&file).map_err(|e| io("sync the filesystem of", folder, e.into()))
-}
+/// The filesystems of what is placed, opened before anything is written: the kernel tells each descriptor once of every write that failed behind it.
+struct Filesystems(BTreeMap<u64, (PathBuf, File)>);
 
-/// Makes all of it durable.
-fn sync(disks: &[&Path]) -> engine::Result<()> {
-    if disks.len() >= SYNC_ALL_FROM {
-        let mut done = BTreeSet::new();
+impl Filesystems {
+    fn of(disks: &[&Path]) -> engine::Result<Self> {
+        let mut all = BTreeMap::new();
         for disk in disks {
             let folder = parent(disk);
             let device = fs::metadata(folder).map_err(|e| io("look at", folder, e))?.dev();
-            if done.insert(device) {
-                sync_filesystem(folder)?;
+            if let Entry::Vacant(entry) = all.entry(device) {
+                let file = File::open(folder).map_err(|e| io("open", folder, e))?;
+                entry.insert((folder.to_owned(), file));
             }
         }
-        return Ok(());
+        Ok(Self(all))
     }
+
+    fn sync(&self) -> engine::Result<()> {
+        for (folder, file) in self.0.values() {
+            nix::unistd::syncfs(file).map_err(|e| io("sync the filesystem of", folder, e.into()))?;
+        }
+        Ok(())
+    }
+}
+
+/// Makes each of a few files durable.
+fn sync_each(disks: &[&Path]) -> engine::Result<()> {
     let mut folders = BTreeSet::new();
     for disk in disks {
         let metadata = fs::symlink_metadata(disk).map_err(|e| io("look at", disk, e))?;

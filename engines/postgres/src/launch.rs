@@ -122,7 +122,6 @@ fn newest_timeline(node: &NodeLayout) -> u32 {
 }
 
 async fn initialize(layout: &Layout, node: &NodeLayout, host: &dyn Host) -> Result<()> {
-    disk::remove(&kept_file(node))?;
     // Made beside its place and renamed: an initdb that was killed leaves nothing that looks like data.
     let partial = node.dir.join("data.partial");
     disk::remove_all(&partial)?;

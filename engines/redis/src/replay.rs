@@ -1,7 +1,7 @@
 //! `replay`: every shard's server is fed by us as its master, brought to its place, compared, and let go.
 //!
 //! Each is started as a plain server without any peer, told that we are its master, and sent the snapshot's file and the stream up
-//! to the cut. When it stands there to the byte, its content is taken; times to live are moved; only then is it promoted. Nodes of a
+//! to the cut. When it stands there to the byte, times to live are moved and, for a proof, its content is taken; only then is it promoted. Nodes of a
 //! Redis Cluster then save, and start again as such with the slots that they had. The id of the history that they begin with is one of
 //! our own, so that no server of the source would ever take one of them for its continuation.
 
