@@ -136,7 +136,7 @@ pub struct Segment {
     pub first: Place,
     /// The place after its last byte; the same epoch.
     pub last: Place,
-    /// When what in it has a time happened. `latest` is also up to when the log is known to be complete with it; what has no time may be later.
+    /// When what is in it happened.
     pub bracket: Bracket,
 }
 

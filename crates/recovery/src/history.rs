@@ -7,7 +7,8 @@
 //! - What a generation wrote past its successor's first place is dropped: a lease cannot fence, so readers must.
 //! - A *run* is log without a gap. Tails give way to sealed segments, which are never superseded, wherever those reach; a piece may be cut
 //!   at its end, never at its start, because the adapter's state is known only where a piece begins.
-//! - A beat counts only where its run ends, and only from the newest generation there: one left behind on an old primary proves nothing.
+//! - A beat counts only where its run ends, or where what follows says nothing of time, so that the end of what is known never moves back; and
+//!   only from the newest generation there: one left behind on an old primary proves nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -218,13 +219,28 @@ impl History {
             line.runs.insert(at, run(&self.pieces, &line, mark, mark, &[]));
         }
         for run in &mut line.runs {
-            let newest = run.parts.iter().map(|p| self.pieces[p.piece].generation).max().unwrap_or(0);
-            let here = |b: &&Beat| b.at == run.last && b.generation >= newest;
-            let beaten = self.beats.iter().filter(here).map(|b| b.time.earliest).max();
+            let beaten = self.beats.iter().filter(|b| self.counts(b, run)).map(|b| b.time.earliest).max();
             run.complete_to = run.complete_to.max(beaten);
             run.ended = self.gaps.iter().rfind(|g| g.from == run.last).map(|g| g.reason.clone());
         }
         line
+    }
+
+    /// Whether a beat says up to when `run` is complete.
+    fn counts(&self, beat: &Beat, run: &Run) -> bool {
+        let newest = run.parts.iter().map(|p| self.pieces[p.piece].generation).max().unwrap_or(0);
+        let Place { epoch, offset } = &beat.at;
+        let begins_below = run.first.epoch != *epoch || run.first.offset <= *offset;
+        let is_on_it = *epoch == run.last.epoch && *offset <= run.last.offset && begins_below;
+        // What follows and has times says itself how far it goes: a clock may have been set back. A sealed piece's may be of what is below.
+        let says_nothing = |part: &Part| {
+            let piece = &self.pieces[part.piece];
+            piece.first.epoch != *epoch
+                || part.to <= *offset
+                || known(piece.bracket).is_none()
+                || (piece.is_sealed && piece.first.offset < *offset)
+        };
+        is_on_it && beat.generation >= newest && run.parts.iter().all(says_nothing)
     }
 
     /// The first mark on the line of every generation that wrote on it, by generation.
@@ -361,9 +377,13 @@ fn run(pieces: &[Piece], line: &Line, start: Mark, end: Mark, chain: &[(Mark, Ma
         Part { piece, to }
     };
     let parts: Vec<Part> = chain.iter().map(part).collect();
-    let known = |b: Bracket| (b.latest != Instant::MAX && b.latest != Instant::MIN).then_some(b.latest);
     let complete_to = parts.iter().rev().find_map(|p| known(pieces[p.piece].bracket));
     Run { first: place(start), last: place(end), parts, complete_to, ended: None, span: (start, end) }
+}
+
+/// Up to when what is in a bracket happened, if that is known.
+fn known(bracket: Bracket) -> Option<Instant> {
+    (bracket.latest != Instant::MAX && bracket.latest != Instant::MIN).then_some(bracket.latest)
 }
 
 #[cfg(test)]

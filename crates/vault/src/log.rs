@@ -2,7 +2,7 @@
 //!
 //! An object's bytes are an age file (to the recipients) of zstd of one line of JSON (places, times, the adapter's state), a newline, and the log
 //! itself. Its name tells the rest ([`crate::names`]). Objects are written in order, one at a time, each naming the one before; a short
-//! tail goes when a sealed object covers it, a beat when anything follows it.
+//! tail goes when a sealed object covers it, a beat when anything follows it that says more of time.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant as Monotonic};
 
 use bytes::Bytes;
 use mainstay_engine::{Segment, SegmentData, TimeMark};
-use mainstay_model::{Bracket, Branch, Lane, Offset, Place};
+use mainstay_model::{Bracket, Branch, Instant, Lane, Offset, Place};
 use serde::{Deserialize, Serialize};
 
 use crate::keys::{Keys, TAG_DIGITS};
@@ -303,7 +303,7 @@ impl LogWriter {
         Ok(self.vault.keys().encrypt_content(&packed)?.into())
     }
 
-    /// Deletes the tails of this generation that a sealed object covers, and the beats that something followed.
+    /// Deletes the tails of this generation that a sealed object covers, and the beats that were outdated.
     ///
     /// # Errors
     /// The store's; they are deleted the next time then.
@@ -350,7 +350,7 @@ fn tag_or_zeros(object: Option<&LogObject>) -> String {
     object.map_or_else(|| "0".repeat(TAG_DIGITS), |object| object.tag.clone())
 }
 
-/// The keys of objects of one generation, given in order, that others stand for: tails in a sealed object, beats that were followed.
+/// The keys of objects of one generation, given in order, that others stand for: tails in a sealed object, beats that were outdated.
 pub(crate) fn superseded(objects: &[LogObject]) -> Vec<String> {
     let sealed: Vec<_> = objects.iter().filter(|o| o.kind == LogKind::Sealed).collect();
     let covered = |tail: &LogObject| {
@@ -360,10 +360,22 @@ pub(crate) fn superseded(objects: &[LogObject]) -> Vec<String> {
                 && s.segment.last.offset >= tail.segment.last.offset
         })
     };
-    let newest = objects.last().map(|o| o.sequence);
+    // Log may say nothing of time, or nothing new: then the beat before it is all that is known.
+    let outdated = |beat: &LogObject| {
+        objects.iter().any(|o| {
+            let latest = o.segment.bracket.latest;
+            let says_more = match o.kind {
+                LogKind::Tail | LogKind::Sealed => {
+                    latest != Instant::MAX && latest >= beat.segment.bracket.earliest
+                }
+                LogKind::Beat | LogKind::Branch | LogKind::Hole => true,
+            };
+            o.sequence > beat.sequence && says_more
+        })
+    };
     let gone = |o: &&LogObject| match o.kind {
         LogKind::Tail => covered(o),
-        LogKind::Beat => Some(o.sequence) != newest,
+        LogKind::Beat => outdated(o),
         LogKind::Sealed | LogKind::Branch | LogKind::Hole => false,
     };
     objects.iter().filter(gone).map(|o| o.key.clone()).collect()

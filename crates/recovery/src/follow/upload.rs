@@ -428,17 +428,7 @@ impl Uploader {
 
     fn log_of(&self, stretch: Stretch) -> LogBytes {
         let unknown = Bracket { earliest: Instant::MIN, latest: Instant::MAX };
-        let mut bracket = stretch.bracket().unwrap_or(unknown);
-        // What the last beat knew must not be lost with it, where this goes on behind it and says nothing newer of time: the window would shrink.
-        if let Some((at, beaten)) = &self.beaten {
-            let holds_it = at.epoch == stretch.first.epoch
-                && stretch.first.offset <= at.offset
-                && at.offset < stretch.last.offset;
-            if holds_it && !stretch.times.iter().any(|mark| mark.offset > at.offset) {
-                let known = if bracket == unknown { *beaten } else { bracket.latest };
-                bracket.latest = known.max(*beaten);
-            }
-        }
+        let bracket = stretch.bracket().unwrap_or(unknown);
         LogBytes {
             segment: Segment { first: stretch.first, last: stretch.last, bracket },
             times: stretch.times,

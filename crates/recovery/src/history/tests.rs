@@ -154,6 +154,29 @@ fn beats_move_the_end_on_only_where_it_is() {
 }
 
 #[test]
+fn log_without_times_takes_nothing_away_from_the_beat_before_it() {
+    let timeless = |seq, first, last| {
+        let bracket = Bracket { earliest: Instant::MIN, latest: Instant::MAX };
+        Piece { bracket, ..piece(2, seq, "a", first, last) }
+    };
+    let pieces = vec![piece(2, 1, "a", 0, 10), timeless(2, 10, 20), timeless(3, 20, 30)];
+    let check_beat = |beat: Option<Beat>, to: i64| {
+        let expect = format!("a:0-10+a:10-20+a:20-30 to {to}");
+        check(pieces.clone(), vec![], beat.into_iter().collect(), &expect);
+    };
+    check_beat(None, 10);
+    check_beat(Some(beat(2, "a", 10, 99)), 99);
+    check_beat(Some(beat(2, "a", 20, 99)), 99);
+    // What has times says itself how far it goes.
+    check_beat(Some(beat(2, "a", 9, 99)), 10);
+    check_beat(Some(beat(1, "a", 20, 99)), 10);
+    // A sealed piece that stands for them and for what came before.
+    let mut whole = vec![sealed(2, 4, "a", 0, 30)];
+    whole[0].bracket = Bracket::exactly(Instant(10));
+    check(whole, vec![], vec![beat(2, "a", 20, 99)], "a:0-30 to 99");
+}
+
+#[test]
 fn a_circle_of_epochs_ends() {
     let branches = vec![branch(1, 1, "a", Some(("b", 5)), 5), branch(1, 2, "b", Some(("a", 5)), 5)];
     let history = History::new(vec![piece(1, 3, "a", 5, 9)], branches, vec![], vec![]);

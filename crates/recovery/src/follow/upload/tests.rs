@@ -7,7 +7,7 @@ use mainstay_model::{Branch, Epoch, Offset};
 
 use super::*;
 use crate::follow::spool::Limits;
-use crate::history::{self, History, Run};
+use crate::history::{self, History};
 
 /// Keeps what it is given, as a vault does, and fails when told to.
 #[derive(Clone, Default)]
@@ -69,24 +69,13 @@ impl Kept {
         };
         std::mem::take(&mut self.0.lock().unwrap().entries).iter().map(show).collect()
     }
-    /// The surviving log, as a reader finds it.
-    fn run(&self) -> Run {
+    /// Where a reader finds the surviving log to begin and to end.
+    fn reach(&self) -> (u64, u64) {
         let inner = self.0.lock().unwrap();
         let history = History::new(inner.pieces.clone(), inner.branches.clone(), vec![], vec![]);
-        let mut line = history.lines().pop().unwrap();
+        let line = history.lines().pop().unwrap();
         assert_eq!(line.runs.len(), 1, "{:?}", line.runs);
-        line.runs.remove(0)
-    }
-
-    /// Where it begins and ends.
-    fn reach(&self) -> (u64, u64) {
-        let run = self.run();
-        (run.first.offset.low(), run.last.offset.low())
-    }
-
-    /// Up to when it is complete, though no beat is left.
-    fn complete_to(&self) -> Option<Instant> {
-        self.run().complete_to
+        (line.runs[0].first.offset.low(), line.runs[0].last.offset.low())
     }
 }
 
@@ -98,20 +87,18 @@ fn bytes(from: u64, len: usize) -> Bytes {
     (from..from + len as u64).map(|n| (n * 7 + n / 256) as u8).collect::<Vec<_>>().into()
 }
 
-/// Log whose time is its first offset.
 fn append(spool: &Spool, len: usize, carries: bool) {
-    let at = spool.end().unwrap();
-    let time = Bracket::exactly(Instant(at.offset.low() as i64));
-    let end = Offset(at.offset.0 + len as u128);
-    append_with(spool, len, carries, vec![TimeMark { offset: end, at: time }]);
-}
-
-fn append_with(spool: &Spool, len: usize, carries: bool, times: Vec<TimeMark>) {
     let at = spool.end().unwrap();
     let from = at.offset.low();
     let end = Offset(at.offset.0 + len as u128);
-    let carry = carries.then(|| format!("at {from}"));
-    spool.append(&Chunk { at, bytes: bytes(from, len), times, carry }, end).unwrap();
+    let time = Bracket::exactly(Instant(from as i64));
+    let chunk = Chunk {
+        at,
+        bytes: bytes(from, len),
+        times: vec![TimeMark { offset: end, at: time }],
+        carry: carries.then(|| format!("at {from}")),
+    };
+    spool.append(&chunk, end).unwrap();
 }
 
 struct Bench {
@@ -190,29 +177,6 @@ async fn tails_hold_only_what_is_new_and_a_sealed_segment_supersedes_them() {
     assert!(b.spool.set_beat(&Place::new("1", 1110), Bracket::exactly(Instant(6000))));
     append(&b.spool, 10, true);
     b.check(&["tail 1:1110-1120"]).await;
-}
-
-#[tokio::test]
-async fn log_without_times_takes_nothing_away_from_the_beat_before_it() {
-    let mut b = bench();
-    append(&b.spool, 100, true);
-    b.check(&["tail 1:0-100"]).await;
-    assert!(b.spool.set_beat(&Place::new("1", 100), Bracket::exactly(Instant(5000))));
-    b.check(&["beat 100"]).await;
-    append_with(&b.spool, 50, true, vec![]);
-    b.check(&["tail 1:100-150"]).await;
-    assert_eq!(b.kept.complete_to(), Some(Instant(5000)));
-    append_with(&b.spool, 850, true, vec![]);
-    b.check(&["tail 1:150-1000"]).await;
-    assert_eq!(b.kept.complete_to(), Some(Instant(5000)));
-    // The sealed one stands for all of it, and for the beat.
-    append_with(&b.spool, 10, true, vec![]);
-    b.check(&["sealed 1:0-1000", "tail 1:1000-1010"]).await;
-    assert_eq!(b.kept.complete_to(), Some(Instant(5000)));
-    // What has times says itself when it was: a clock may have been set back.
-    append(&b.spool, 10, true);
-    b.check(&["tail 1:1010-1020"]).await;
-    assert_eq!(b.kept.complete_to(), Some(Instant(1010)));
 }
 
 #[tokio::test]
