@@ -101,6 +101,30 @@ fn a_log_is_told_by_its_names_and_read_again() {
 }
 
 #[test]
+fn a_beat_stays_until_something_says_more_of_time() {
+    let kit = Kit::on(Memory::default());
+    let cluster = kit.cluster();
+    let lease = now(cluster.lane_lease("7001", &lane(), "test", TTL)).unwrap();
+    let mut writer = now(cluster.log_writer("7001", &lane(), lease.generation())).unwrap();
+    let timeless = |first, last| {
+        let mut log = entry("1", first, last);
+        log.segment.bracket = Bracket { earliest: Instant::MIN, latest: Instant::MAX };
+        log
+    };
+    put(&mut writer, LogEntry::Tail(entry("1", 0, 10)));
+    let beat_s = 50;
+    let time = Bracket::exactly(Instant(beat_s * 1_000_000));
+    put(&mut writer, LogEntry::Beat { at: Place::new("1", 10), time });
+    put(&mut writer, LogEntry::Tail(timeless(10, 20)));
+    // Its times are all of what came before the beat.
+    put(&mut writer, LogEntry::Sealed(entry("1", 0, 20)));
+    assert_eq!(now(writer.retire()).unwrap(), 2, "the tails");
+    put(&mut writer, LogEntry::Tail(entry("1", 20, 60)));
+    assert_eq!(now(writer.retire()).unwrap(), 1, "the beat");
+    assert_eq!(read(&cluster), [(LogKind::Sealed, 0, 20), (LogKind::Tail, 20, 60)]);
+}
+
+#[test]
 fn a_zombie_is_cut_where_its_successor_began() {
     let kit = Kit::on(Memory::default());
     let cluster = kit.cluster();
