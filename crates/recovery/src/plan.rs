@@ -232,8 +232,8 @@ pub async fn plan(members: &[Protected], target: &Target, options: &PlanOptions)
         _ => plan.clusters.iter().map(|c| c.restored_to).max(),
     };
     plan.skew_ms = match target {
-        Target::Point(point) => point.skew.as_secs_f64() * 1000.0,
-        _ => Skew::apart(&skews).as_secs_f64() * 1000.0,
+        Target::Point(point) => point.skew.as_micros() as f64 / 1000.0,
+        _ => Skew::apart(&skews).as_micros() as f64 / 1000.0,
     };
     let lost = |c: &ClusterPlan| c.window_to.since(c.restored_to).as_secs_f64();
     plan.rpo_seconds = plan.clusters.iter().map(lost).fold(0.0, f64::max);

@@ -101,12 +101,12 @@ impl FleetPoint {
 
     /// The time between the first and the last mark, in milliseconds.
     pub fn skew_ms(&self) -> f64 {
-        Duration::from_micros(self.skew_us).as_secs_f64() * 1000.0
+        self.skew_us as f64 / 1000.0
     }
 
     /// How long writes waited at the longest, in milliseconds.
     pub fn stall_ms(&self) -> f64 {
-        Duration::from_micros(self.stall_us).as_secs_f64() * 1000.0
+        self.stall_us as f64 / 1000.0
     }
 }
 
