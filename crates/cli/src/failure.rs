@@ -27,6 +27,11 @@ impl Failure {
         Self { code: code.to_owned(), message: message.into(), hint: hint.into(), exit: 1, printed: false }
     }
 
+    /// Somebody pressed Ctrl-C.
+    pub fn stopped() -> Self {
+        Self::failed("cancelled", "stopped on request", "run it again")
+    }
+
     /// The command line, or the fleet file, asks for something that cannot be.
     pub fn usage(code: &str, message: impl Into<String>, hint: impl Into<String>) -> Self {
         Self { exit: 2, ..Self::failed(code, message, hint) }

@@ -228,10 +228,12 @@ impl History {
 
     /// Whether a beat says up to when `run` is complete.
     fn counts(&self, beat: &Beat, run: &Run) -> bool {
-        let newest = run.parts.iter().map(|p| self.pieces[p.piece].generation).max().unwrap_or(0);
         let Place { epoch, offset } = &beat.at;
         let begins_below = run.first.epoch != *epoch || run.first.offset <= *offset;
-        let is_on_it = *epoch == run.last.epoch && *offset <= run.last.offset && begins_below;
+        if *epoch != run.last.epoch || *offset > run.last.offset || !begins_below {
+            return false;
+        }
+        let is_older = |part: &Part| beat.generation < self.pieces[part.piece].generation;
         // What follows and has times says itself how far it goes: a clock may have been set back. A sealed piece's may be of what is below.
         let says_nothing = |part: &Part| {
             let piece = &self.pieces[part.piece];
@@ -240,7 +242,7 @@ impl History {
                 || known(piece.bracket).is_none()
                 || (piece.is_sealed && piece.first.offset < *offset)
         };
-        is_on_it && beat.generation >= newest && run.parts.iter().all(says_nothing)
+        !run.parts.iter().any(is_older) && run.parts.iter().all(says_nothing)
     }
 
     /// The first mark on the line of every generation that wrote on it, by generation.

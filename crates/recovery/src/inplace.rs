@@ -318,9 +318,7 @@ async fn drive(
         Ok(told) => told,
         Err(error) => {
             // Nobody may write to what will be restored again, or undone.
-            for ready in &planned.ready {
-                restore::stop(ready, &sites[&ready.plan.cluster]).await;
-            }
+            restore::stop_all(planned, sites).await;
             return Err(error);
         }
     };

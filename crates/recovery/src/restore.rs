@@ -108,9 +108,7 @@ pub async fn restore(
     match runs.await {
         Ok(clusters) => Ok(report(planned, clusters, options)),
         Err(error) => {
-            for (ready, site) in &pairs {
-                stop(ready, site).await;
-            }
+            stop_all(planned, sites).await;
             Err(error)
         }
     }
@@ -190,11 +188,14 @@ async fn files_and_log(ready: &Ready, site: &Site, options: &RunOptions) -> Resu
     })
 }
 
-/// Stops what runs of a cluster, if anything does.
-pub(crate) async fn stop(ready: &Ready, site: &Site) {
-    let Some(launch) = ready.of.engine.launch() else { return };
-    if let Err(error) = launch.stop(&site.layout, site.host.as_ref()).await {
-        tracing::error!(cluster = ready.plan.cluster, %error, "servers of a failed restore may still run");
+/// Stops what runs of the clusters of a restore that failed, if anything does.
+pub(crate) async fn stop_all(planned: &Planned, sites: &BTreeMap<String, Site>) {
+    for ready in &planned.ready {
+        let cluster = &ready.plan.cluster;
+        let (Some(launch), Some(site)) = (ready.of.engine.launch(), sites.get(cluster)) else { continue };
+        if let Err(error) = launch.stop(&site.layout, site.host.as_ref()).await {
+            tracing::error!(cluster, %error, "servers of a failed restore may still run");
+        }
     }
 }
 

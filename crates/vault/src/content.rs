@@ -31,7 +31,7 @@ pub(crate) struct Content {
     keys: std::sync::Arc<Keys>,
     pub pipeline: Pipeline,
     pub sources: Sources,
-    compressors: Mutex<Vec<Packer>>,
+    packers: Mutex<Vec<Packer>>,
     shared: Mutex<Shared>,
 }
 
@@ -68,7 +68,7 @@ struct Pending {
 
 impl Content {
     pub fn new(keys: std::sync::Arc<Keys>, pipeline: Pipeline, sources: Sources) -> Self {
-        Self { keys, pipeline, sources, compressors: Mutex::default(), shared: Mutex::default() }
+        Self { keys, pipeline, sources, packers: Mutex::default(), shared: Mutex::default() }
     }
 
     /// Stores one file; its bytes are read to their end.
@@ -130,7 +130,7 @@ impl Content {
     /// Compresses a frame and gives its place: pack, offset, length.
     fn write_frame(&self, frame: &[u8], level: i32) -> Result<(u64, u64, u64)> {
         let failed = |e| Error::io("compress", e);
-        let spare = self.compressors.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let spare = self.packers.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let mut packer = match spare {
             Some(packer) => packer,
             None => {
@@ -144,7 +144,7 @@ impl Content {
         packer.compressor.compress_to_buffer(frame, &mut packer.packed).map_err(failed)?;
         let (pack, offset) = self.pipeline.append(&packer.packed, frame.len() as u64)?;
         let length = packer.packed.len() as u64;
-        self.compressors.lock().unwrap_or_else(PoisonError::into_inner).push(packer);
+        self.packers.lock().unwrap_or_else(PoisonError::into_inner).push(packer);
         Ok((pack, offset, length))
     }
 

@@ -91,7 +91,8 @@ pub(crate) fn place(
             Placing { reader, targets: &targets, open: Mutex::default(), progress, checked: None, early };
         let placed = placing.all(jobs.clamp(1, JOBS_MAX)).map_err(|mut errors| errors.swap_remove(0));
         drop(placing);
-        let synced = syncing.map_or(Ok(()), |thread| thread.join().unwrap_or(Ok(())));
+        let panicked = |panic| std::panic::resume_unwind(panic);
+        let synced = syncing.map_or(Ok(()), |thread| thread.join().unwrap_or_else(panicked));
         placed.and(synced)
     })?;
     for target in &targets {

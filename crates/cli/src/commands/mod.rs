@@ -57,9 +57,9 @@ impl Cx {
             () = self.stopped() => tokio::time::timeout(STOP_GRACE, work).await,
         };
         match done {
-            Ok(Err(failure)) if failure.code != "cancelled" => Err(failure),
             Ok(Ok(done)) => Ok(done),
-            Ok(Err(_)) | Err(_) => Err(Failure::failed("cancelled", "stopped on request", "run it again")),
+            Ok(Err(failure)) if failure.code != "cancelled" => Err(failure),
+            Ok(Err(_)) | Err(_) => Err(Failure::stopped()),
         }
     }
 

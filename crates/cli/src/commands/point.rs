@@ -63,7 +63,7 @@ pub async fn run(cx: &Cx, args: &PointArgs) -> Result {
     let marked: Vec<_> = members.iter().map(|of| Member { of, follower: None }).collect();
     let done = tokio::select! {
         done = set_point(&marked, &options) => done.map_err(Failure::from),
-        () = cx.stopped() => Err(Failure::failed("cancelled", "stopped on request", "run it again")),
+        () = cx.stopped() => Err(Failure::stopped()),
     };
     bar.finish();
     let set = done?;

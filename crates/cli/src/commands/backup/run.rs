@@ -46,7 +46,7 @@ pub async fn run(cx: &Cx, args: &BackupRunArgs) -> Result {
                 }
                 tokio::select! {
                     () = tokio::time::sleep(LOOK_EVERY) => {}
-                    () = cx.stopped() => return Err(Failure::failed("cancelled", "stopped on request", "run it again")),
+                    () = cx.stopped() => return Err(Failure::stopped()),
                 }
             }
             ended => break ended,
