@@ -5,6 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use fastcdc::v2020::FastCDC;
 use mainstay_engine::{self as engine, Cut, FileSpec, Stored};
+use zstd::zstd_safe::{CParameter, ParamSwitch};
 
 use crate::index::{Extent, FileLine, Line, Pieces, Run, ZEROS};
 use crate::keys::{Keys, PieceHash};
@@ -23,8 +24,9 @@ const PIECE_BYTES: [usize; 3] = [64 << 10, 128 << 10, 256 << 10];
 /// Of what is written once.
 const WHOLE_STEP: u32 = 256 << 10;
 const LEVEL: i32 = 3;
-/// The level for what is cut by content: Redis has compressed its copies already, and a higher one takes twice the time for a sixth fewer bytes.
-const LEVEL_BY_CONTENT: i32 = 1;
+/// The level for what is cut by content, with literals entropy-coded all the same: Redis has compressed its copies already, so that little repeats,
+/// but letters are still letters. Of a copy of JSON and random bytes 0.68 is left; at level 1 it is 0.64 in 1.6 times the time, at 3 0.58 in three times.
+const LEVEL_BY_CONTENT: i32 = -3;
 
 /// What all files of a snapshot share.
 pub(crate) struct Content {
@@ -134,7 +136,9 @@ impl Content {
         let mut packer = match spare {
             Some(packer) => packer,
             None => {
-                let compressor = zstd::bulk::Compressor::new(level).map_err(failed)?;
+                let mut compressor = zstd::bulk::Compressor::new(level).map_err(failed)?;
+                let literals = CParameter::LiteralCompressionMode(ParamSwitch::Enable);
+                compressor.set_parameter(literals).map_err(failed)?;
                 Packer { compressor, packed: Vec::new() }
             }
         };

@@ -5,6 +5,8 @@
 
 use std::collections::BTreeMap;
 
+use crc_fast::{CrcAlgorithm, Digest};
+
 /// How much of the beginning is kept to read the auxiliary fields from. They come first, and are a few hundred bytes.
 const HEAD_BYTES: usize = 4096;
 /// The last bytes: the end opcode and the checksum.
@@ -45,12 +47,18 @@ pub struct RdbFacts {
 }
 
 /// Takes in an RDB file piece by piece.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct RdbCheck {
     head: Vec<u8>,
     tail: Vec<u8>,
-    crc: u64,
+    crc: Digest,
     bytes: u64,
+}
+
+impl Default for RdbCheck {
+    fn default() -> Self {
+        Self { head: Vec::new(), tail: Vec::new(), crc: Digest::new(CrcAlgorithm::Crc64Redis), bytes: 0 }
+    }
 }
 
 impl RdbCheck {
@@ -61,15 +69,15 @@ impl RdbCheck {
         self.head.extend_from_slice(&piece[..room.min(piece.len())]);
         // What may be the end is held back: the checksum does not cover itself.
         if piece.len() >= TAIL_BYTES {
-            self.crc = crc64(self.crc, &self.tail);
+            self.crc.update(&self.tail);
             let (sure, tail) = piece.split_at(piece.len() - TAIL_BYTES);
-            self.crc = crc64(self.crc, sure);
+            self.crc.update(sure);
             self.tail.clear();
             self.tail.extend_from_slice(tail);
         } else {
             self.tail.extend_from_slice(piece);
             let sure = self.tail.len().saturating_sub(TAIL_BYTES);
-            self.crc = crc64(self.crc, &self.tail[..sure]);
+            self.crc.update(&self.tail[..sure]);
             self.tail.drain(..sure);
         }
     }
@@ -92,7 +100,9 @@ impl RdbCheck {
         let mut expected = [0; 8];
         expected.copy_from_slice(written);
         let expected = u64::from_le_bytes(expected);
-        let found = crc64(self.crc, &[OPCODE_END]);
+        let mut crc = self.crc;
+        crc.update(&[OPCODE_END]);
+        let found = crc.finalize();
         if expected != 0 && expected != found {
             return Err(RdbError::Checksum { expected, found });
         }
@@ -146,55 +156,6 @@ fn string(bytes: &[u8]) -> Option<(String, &[u8])> {
     Some((String::from_utf8_lossy(text).into_owned(), rest))
 }
 
-/// Tables for eight bytes at a time.
-static TABLES: [[u64; 256]; 8] = tables();
-
-const fn tables() -> [[u64; 256]; 8] {
-    // 0xad93d23594c935a9 with its bits reversed.
-    const POLYNOMIAL: u64 = 0x95ac_9329_ac4b_c9b5;
-    let mut tables = [[0; 256]; 8];
-    let mut byte = 0;
-    while byte < 256 {
-        let mut crc = byte as u64;
-        let mut bit = 0;
-        while bit < 8 {
-            crc = if crc & 1 == 1 { crc >> 1 ^ POLYNOMIAL } else { crc >> 1 };
-            bit += 1;
-        }
-        tables[0][byte] = crc;
-        byte += 1;
-    }
-    let mut table = 1;
-    while table < 8 {
-        let mut byte = 0;
-        while byte < 256 {
-            let before = tables[table - 1][byte];
-            tables[table][byte] = tables[0][(before & 0xff) as usize] ^ before >> 8;
-            byte += 1;
-        }
-        table += 1;
-    }
-    tables
-}
-
-/// CRC-64 as Redis computes it, going on from `crc`.
-pub fn crc64(mut crc: u64, bytes: &[u8]) -> u64 {
-    let mut words = bytes.chunks_exact(8);
-    for word in &mut words {
-        let mut little = [0; 8];
-        little.copy_from_slice(word);
-        let mixed = (crc ^ u64::from_le_bytes(little)).to_le_bytes();
-        crc = 0;
-        for (index, byte) in mixed.iter().enumerate() {
-            crc ^= TABLES[7 - index][usize::from(*byte)];
-        }
-    }
-    for byte in words.remainder() {
-        crc = TABLES[0][usize::from(crc.to_le_bytes()[0] ^ *byte)] ^ crc >> 8;
-    }
-    crc
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -205,7 +166,7 @@ mod tests {
             b"REDIS0010\xfa\x0erepl-stream-db\xc0\x03\xfa\x0brepl-offset\xc2\x01\x00\x00\x01".to_vec();
         bytes.extend_from_slice(body);
         bytes.push(OPCODE_END);
-        let crc = crc64(0, &bytes);
+        let crc = crc_fast::checksum(CrcAlgorithm::Crc64Redis, &bytes);
         bytes.extend(crc.to_le_bytes());
         bytes
     }
@@ -221,7 +182,7 @@ mod tests {
     #[test]
     fn the_checksum_is_redis_own() {
         // The check value in Redis's crc64.c.
-        assert_eq!(crc64(0, b"123456789"), 0xe9c6_d914_c4b8_d9ca);
+        assert_eq!(crc_fast::checksum(CrcAlgorithm::Crc64Redis, b"123456789"), 0xe9c6_d914_c4b8_d9ca);
     }
 
     #[test]
