@@ -21,7 +21,7 @@ use crate::Redis;
 use crate::carry::{self, Known, States};
 use crate::clock::{Sample, sample};
 use crate::connect::{Client, link_error};
-use crate::link::{Link, Wish};
+use crate::link::Link;
 use crate::place::{Relation, relate, serves};
 use crate::stream::{Boundary, Splitter};
 use crate::topology::{Shard, Topology, ask_again};
@@ -91,9 +91,9 @@ impl Follow for Redis {
             .ok_or_else(|| gone(&master_node.name, "no node still has the stream from there on"))?;
         let (node, _, _) = topology.up(source)?;
         let patience = patience(master).await;
-        let wish = Wish::Resume { replid: from.epoch.0.clone(), offset: from.offset.low() };
-        let (link, opening) =
-            Link::open(&node.door, &wish, patience).await.map_err(|error| link_error(&node.name, error))?;
+        let (link, opening) = Link::open(&node.door, &from.epoch.0, from.offset.low(), patience)
+            .await
+            .map_err(|error| link_error(&node.name, error))?;
         if opening.replid != master_state.replid {
             return Err(Error::new(
                 Kind::Unreachable,

@@ -9,6 +9,7 @@ mod carry;
 mod clock;
 mod config;
 mod connect;
+pub mod copy;
 mod cut;
 mod fields;
 mod follow;

@@ -1,9 +1,8 @@
 //! Our side of a replication link: what a Redis replica says to its master, and no more than that.
 //!
-//! [`Link::open`] authenticates, announces what it can read and asks for a full copy or for the stream from an offset on. After
-//! that the RDB file (if any) and the stream are handed out in pieces as they arrive; nothing is gathered, so memory does not
-//! grow with the data. A task of its own sends `REPLCONF ACK` each second, because a master that hears nothing for
-//! `repl-timeout` drops the link, and because after a copy without a length nothing comes before an acknowledgement.
+//! [`Link::open`] and [`Link::copy`] authenticate, announce what we can read, and ask for the stream from an offset on or for a full copy. Either is
+//! handed out in pieces as they arrive; nothing is gathered, so memory does not grow with the data. Beside the stream a task of its own
+//! sends `REPLCONF ACK` each second, because a master that hears nothing for `repl-timeout` drops the link.
 //!
 //! It never announces a port: neither Sentinel nor a client that lists replicas can then be sent to us. What it acknowledges
 //! is for its caller to say ([`Acks`]): `WAIT` and `min-replicas-to-write` count it.
@@ -12,24 +11,21 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use mainstay_engine::Secret;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout, timeout_at};
 
+use crate::copy::Copy;
+
 /// How much is read from the socket at once.
 const READ_BYTES: usize = 256 * 1024;
-/// How long more of a copy is waited for when little came. The server sends it in pieces of 16 KiB, and whoever wakes up for each of them, on the
-/// server's own machine, takes the processor that makes them.
-const COPY_PAUSE: Duration = Duration::from_millis(4);
 /// The longest line that a master may answer with.
 const LINE_BYTES_MAX: usize = 16 * 1024;
-/// The length of the mark that ends a copy without a length.
-const MARK_BYTES: usize = 40;
 /// How often we acknowledge.
 const ACK_PERIOD: Duration = Duration::from_secs(1);
 /// How often we do so at first: a master that has not yet noticed that its copy was sent loses acknowledgements.
@@ -76,20 +72,6 @@ pub struct Door {
     pub password: Option<Secret>,
 }
 
-/// What is asked for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Wish {
-    /// A copy of all, and the stream behind it.
-    Full,
-    /// The stream from an offset on: that many bytes of it are known already.
-    Resume {
-        /// The replication id that the offset counts in.
-        replid: String,
-        /// The offset reached.
-        offset: u64,
-    },
-}
-
 /// What the server answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Opening {
@@ -97,34 +79,29 @@ pub struct Opening {
     pub replid: String,
     /// The offset that the copy is consistent at, or the one that was asked for.
     pub offset: u64,
-    /// Whether a copy comes first.
-    pub full: bool,
-}
-
-#[derive(Debug)]
-enum Body {
-    /// The line that says how the copy comes has not been read.
-    Unread,
-    /// So many bytes of it are still to come.
-    Length { left: u64 },
-    /// It ends at this mark.
-    Mark([u8; MARK_BYTES]),
-    /// There is none, or it is over.
-    Over,
 }
 
 /// An open replication link. Dropping it closes it.
 #[derive(Debug)]
 pub struct Link {
     read: OwnedReadHalf,
-    write: Option<OwnedWriteHalf>,
-    buffer: BytesMut,
-    body: Body,
+    incoming: Incoming,
     acks: Arc<Acks>,
-    acker: Option<JoinHandle<()>>,
+    acker: JoinHandle<()>,
+}
+
+/// What has come and was not handed out, and when anything came last: waits that are given up and begun again add up.
+#[derive(Debug)]
+struct Incoming {
+    buffer: BytesMut,
     patience: Duration,
-    /// When anything came last: waits that are given up and begun again add up.
     heard: Instant,
+}
+
+/// A connection on which the stream or a copy is still to be asked for.
+struct Handshake {
+    stream: TcpStream,
+    incoming: Incoming,
 }
 
 /// What is acknowledged, shared with the task that sends it.
@@ -158,80 +135,61 @@ impl Acks {
 }
 
 impl Link {
-    /// Opens a link. `patience` is how long the server may be silent, at the handshake and afterwards.
+    /// Asks for the stream behind `offset` of the history `replid`, and begins to acknowledge. `patience` is how long the server may be silent, at
+    /// the handshake and afterwards.
     ///
     /// # Errors
-    /// As [`LinkError`]; [`LinkError::Gone`] when a resumption was asked for and cannot be had.
-    pub async fn open(door: &Door, wish: &Wish, patience: Duration) -> Result<(Link, Opening), LinkError> {
-        let address = (door.host.as_str(), door.port);
-        let stream = timeout(patience, TcpStream::connect(address))
-            .await
-            .map_err(|_| LinkError::Silent(patience))?
-            .map_err(LinkError::Broken)?;
-        stream.set_nodelay(true).map_err(LinkError::Broken)?;
-        let (read, write) = stream.into_split();
-        let mut link = Link {
-            read,
-            write: Some(write),
-            buffer: BytesMut::new(),
-            body: Body::Over,
-            acks: Arc::default(),
-            acker: None,
-            patience,
-            heard: Instant::now(),
-        };
-        if let Some(password) = &door.password {
-            link.say(&[b"AUTH", door.user.as_bytes(), password.expose().as_bytes()]).await?;
-            let answer = link.line().await?;
-            check(&answer)?;
+    /// As [`LinkError`]; [`LinkError::Gone`] when the server has that part no longer.
+    pub async fn open(
+        door: &Door,
+        replid: &str,
+        offset: u64,
+        patience: Duration,
+    ) -> Result<(Link, Opening), LinkError> {
+        let mut handshake = Handshake::greet(door, patience).await?;
+        // A replica names the first byte that it lacks.
+        let next = (offset + 1).to_string();
+        let answer = handshake.ask(&[b"PSYNC", replid.as_bytes(), next.as_bytes()]).await?;
+        let mut words = check(&answer)?.split_ascii_whitespace();
+        match words.next() {
+            Some("CONTINUE") => {}
+            Some("FULLRESYNC") => return Err(LinkError::Gone),
+            _ => return Err(LinkError::Protocol("unexpected answer to PSYNC")),
         }
-        link.say(&[b"PING"]).await?;
-        let answer = link.line().await?;
-        check(&answer)?;
-        link.say(&[b"REPLCONF", b"capa", b"eof", b"capa", b"psync2"]).await?;
-        let answer = link.line().await?;
-        check(&answer)?;
-        if *wish == Wish::Full {
-            // Nobody waits here for the stream behind the copy, and a server that gathers it for us cuts us off at its limit
-            // (client-output-buffer-limit). One that does not know the word sends both.
-            link.say(&[b"REPLCONF", b"rdb-only", b"1"]).await?;
-            link.line().await?;
+        let replid = words.next().unwrap_or(replid);
+        if !is_replid(replid) {
+            return Err(LinkError::Protocol("CONTINUE with something that is no replication id"));
         }
-        let opening = link.psync(wish).await?;
-        Ok((link, opening))
+        let acks = Arc::new(Acks::default());
+        acks.durable(offset);
+        let (read, write) = handshake.stream.into_split();
+        let acker = tokio::spawn(acknowledge(write, Arc::clone(&acks)));
+        let link = Link { read, incoming: handshake.incoming, acks, acker };
+        Ok((link, Opening { replid: replid.to_owned(), offset }))
     }
 
-    /// The next piece of the copy; `None` when it is over. Acknowledging begins then.
+    /// Asks for a copy of all.
     ///
     /// # Errors
     /// As [`LinkError`].
-    pub async fn next_of_copy(&mut self) -> Result<Option<Bytes>, LinkError> {
-        loop {
-            match &mut self.body {
-                Body::Over => return Ok(None),
-                Body::Unread => self.read_copy_head().await?,
-                Body::Length { left: 0 } => self.end_copy(),
-                Body::Length { left } if !self.buffer.is_empty() => {
-                    let take = usize::try_from(*left).unwrap_or(usize::MAX).min(self.buffer.len());
-                    *left -= take as u64;
-                    return Ok(Some(self.buffer.split_to(take).freeze()));
-                }
-                Body::Mark(mark) => match memchr::memmem::find(&self.buffer, &mark[..]) {
-                    Some(0) => {
-                        self.buffer.advance(MARK_BYTES);
-                        self.end_copy();
-                    }
-                    Some(at) => return Ok(Some(self.buffer.split_to(at).freeze())),
-                    None if self.buffer.len() >= MARK_BYTES => {
-                        // The mark may have begun in the last bytes.
-                        let sure = self.buffer.len() - (MARK_BYTES - 1);
-                        return Ok(Some(self.buffer.split_to(sure).freeze()));
-                    }
-                    None => self.fill_of_copy().await?,
-                },
-                Body::Length { .. } => self.fill_of_copy().await?,
-            }
+    pub async fn copy(door: &Door, patience: Duration) -> Result<(Copy, Opening), LinkError> {
+        let mut handshake = Handshake::greet(door, patience).await?;
+        // Nobody waits here for the stream behind the copy, and a server that gathers it for us cuts us off at its limit
+        // (client-output-buffer-limit). One that does not know the word sends both.
+        handshake.ask(&[b"REPLCONF", b"rdb-only", b"1"]).await?;
+        let answer = handshake.ask(&[b"PSYNC", b"?", b"-1"]).await?;
+        let mut words = check(&answer)?.split_ascii_whitespace();
+        if words.next() != Some("FULLRESYNC") {
+            return Err(LinkError::Protocol("unexpected answer to PSYNC"));
         }
+        let replid = words.next().filter(|replid| is_replid(replid));
+        let offset = words.next().and_then(|offset| offset.parse().ok());
+        let (Some(replid), Some(offset)) = (replid, offset) else {
+            return Err(LinkError::Protocol("FULLRESYNC without id and offset"));
+        };
+        let socket = handshake.stream.into_std().map_err(LinkError::Broken)?;
+        let copy = Copy::new(socket, handshake.incoming.buffer, patience);
+        Ok((copy, Opening { replid: replid.to_owned(), offset }))
     }
 
     /// The next piece of the stream, byte for byte. Safe to drop while it waits.
@@ -239,137 +197,85 @@ impl Link {
     /// # Errors
     /// As [`LinkError`]; [`LinkError::Silent`] when not even a ping came.
     pub async fn next(&mut self) -> Result<Bytes, LinkError> {
-        if self.buffer.is_empty() {
-            self.fill().await?;
+        if self.incoming.buffer.is_empty() {
+            self.incoming.fill(&mut self.read).await?;
         }
-        Ok(self.buffer.split().freeze())
+        Ok(self.incoming.buffer.split().freeze())
     }
 
     /// What is acknowledged.
     pub fn acks(&self) -> &Arc<Acks> {
         &self.acks
     }
-
-    async fn psync(&mut self, wish: &Wish) -> Result<Opening, LinkError> {
-        match wish {
-            Wish::Full => self.say(&[b"PSYNC", b"?", b"-1"]).await?,
-            Wish::Resume { replid, offset } => {
-                // A replica names the first byte that it lacks.
-                let next = (offset + 1).to_string();
-                self.say(&[b"PSYNC", replid.as_bytes(), next.as_bytes()]).await?;
-            }
-        }
-        let answer = self.line().await?;
-        let text = check(&answer)?;
-        let mut words = text.split_ascii_whitespace();
-        match (words.next(), wish) {
-            (Some("FULLRESYNC"), Wish::Full) => {
-                let replid = words.next().filter(|replid| is_replid(replid));
-                let offset = words.next().and_then(|offset| offset.parse().ok());
-                let (Some(replid), Some(offset)) = (replid, offset) else {
-                    return Err(LinkError::Protocol("FULLRESYNC without id and offset"));
-                };
-                self.body = Body::Unread;
-                self.acks.durable(offset);
-                Ok(Opening { replid: replid.to_owned(), offset, full: true })
-            }
-            (Some("CONTINUE"), Wish::Resume { replid, offset }) => {
-                let replid = words.next().unwrap_or(replid);
-                if !is_replid(replid) {
-                    return Err(LinkError::Protocol("CONTINUE with something that is no replication id"));
-                }
-                self.acks.durable(*offset);
-                self.begin_acks();
-                Ok(Opening { replid: replid.to_owned(), offset: *offset, full: false })
-            }
-            (Some("FULLRESYNC"), Wish::Resume { .. }) => Err(LinkError::Gone),
-            _ => Err(LinkError::Protocol("unexpected answer to PSYNC")),
-        }
-    }
-
-    async fn read_copy_head(&mut self) -> Result<(), LinkError> {
-        let line = self.line().await?;
-        if line.starts_with('-') {
-            check(&line)?;
-        }
-        let head = line.strip_prefix('$').ok_or(LinkError::Protocol("a copy without its head"))?;
-        self.body = match head.strip_prefix("EOF:") {
-            Some(mark) => Body::Mark(
-                mark.as_bytes()
-                    .try_into()
-                    .map_err(|_| LinkError::Protocol("an end mark of a wrong length"))?,
-            ),
-            None => {
-                Body::Length { left: head.parse().map_err(|_| LinkError::Protocol("a copy of no length"))? }
-            }
-        };
-        Ok(())
-    }
-
-    fn end_copy(&mut self) {
-        self.body = Body::Over;
-        self.begin_acks();
-    }
-
-    fn begin_acks(&mut self) {
-        if let Some(write) = self.write.take() {
-            self.acker = Some(tokio::spawn(acknowledge(write, Arc::clone(&self.acks))));
-        }
-    }
-
-    async fn say(&mut self, words: &[&[u8]]) -> Result<(), LinkError> {
-        let Some(write) = &mut self.write else {
-            return Err(LinkError::Protocol("a handshake after its end"));
-        };
-        write.write_all(&encode(words)).await.map_err(LinkError::Broken)
-    }
-
-    /// The next line that is not empty. Empty ones are the heartbeats of a master that prepares a copy.
-    async fn line(&mut self) -> Result<String, LinkError> {
-        loop {
-            if let Some(end) = memchr::memchr(b'\n', &self.buffer) {
-                let line = self.buffer.split_to(end + 1);
-                let line = line.trim_ascii();
-                if !line.is_empty() {
-                    let line = std::str::from_utf8(line)
-                        .map_err(|_| LinkError::Protocol("a line that is no text"))?;
-                    return Ok(line.to_owned());
-                }
-                continue;
-            }
-            if self.buffer.len() > LINE_BYTES_MAX {
-                return Err(LinkError::Protocol("a line without an end"));
-            }
-            self.fill().await?;
-        }
-    }
-
-    async fn fill(&mut self) -> Result<(), LinkError> {
-        self.buffer.reserve(READ_BYTES);
-        let read = timeout_at(self.heard + self.patience, self.read.read_buf(&mut self.buffer)).await;
-        self.heard = if matches!(read, Ok(Ok(1..))) { Instant::now() } else { self.heard };
-        match read {
-            Err(_) => Err(LinkError::Silent(self.patience)),
-            Ok(Err(error)) => Err(LinkError::Broken(error)),
-            Ok(Ok(0)) => Err(LinkError::Closed),
-            Ok(Ok(_)) => Ok(()),
-        }
-    }
-
-    async fn fill_of_copy(&mut self) -> Result<(), LinkError> {
-        self.fill().await?;
-        if self.buffer.len() < READ_BYTES / 2 {
-            tokio::time::sleep(COPY_PAUSE).await;
-        }
-        Ok(())
-    }
 }
 
 impl Drop for Link {
     fn drop(&mut self) {
-        if let Some(acker) = &self.acker {
-            acker.abort();
+        self.acker.abort();
+    }
+}
+
+impl Handshake {
+    /// Connects, logs in, and says what we can read.
+    async fn greet(door: &Door, patience: Duration) -> Result<Handshake, LinkError> {
+        let address = (door.host.as_str(), door.port);
+        let stream = timeout(patience, TcpStream::connect(address))
+            .await
+            .map_err(|_| LinkError::Silent(patience))?
+            .map_err(LinkError::Broken)?;
+        stream.set_nodelay(true).map_err(LinkError::Broken)?;
+        let incoming = Incoming { buffer: BytesMut::new(), patience, heard: Instant::now() };
+        let mut handshake = Handshake { stream, incoming };
+        if let Some(password) = &door.password {
+            let words: [&[u8]; 3] = [b"AUTH", door.user.as_bytes(), password.expose().as_bytes()];
+            check(&handshake.ask(&words).await?)?;
         }
+        check(&handshake.ask(&[b"PING"]).await?)?;
+        check(&handshake.ask(&[b"REPLCONF", b"capa", b"eof", b"capa", b"psync2"]).await?)?;
+        Ok(handshake)
+    }
+
+    /// Says something, and hears the answer. Empty lines are the heartbeats of a master that prepares it.
+    async fn ask(&mut self, words: &[&[u8]]) -> Result<String, LinkError> {
+        self.stream.write_all(&encode(words)).await.map_err(LinkError::Broken)?;
+        loop {
+            if let Some(line) = first_line(&mut self.incoming.buffer)? {
+                return Ok(line);
+            }
+            self.incoming.fill(&mut self.stream).await?;
+        }
+    }
+}
+
+impl Incoming {
+    async fn fill(&mut self, from: &mut (impl AsyncRead + Unpin)) -> Result<(), LinkError> {
+        self.buffer.reserve(READ_BYTES);
+        match timeout_at(self.heard + self.patience, from.read_buf(&mut self.buffer)).await {
+            Err(_) => Err(LinkError::Silent(self.patience)),
+            Ok(Err(error)) => Err(LinkError::Broken(error)),
+            Ok(Ok(0)) => Err(LinkError::Closed),
+            Ok(Ok(_)) => {
+                self.heard = Instant::now();
+                Ok(())
+            }
+        }
+    }
+}
+
+/// The first line that is not empty, if it is there as a whole.
+pub(crate) fn first_line(buffer: &mut BytesMut) -> Result<Option<String>, LinkError> {
+    while let Some(end) = memchr::memchr(b'\n', buffer) {
+        let line = buffer.split_to(end + 1);
+        let line = line.trim_ascii();
+        if !line.is_empty() {
+            let line =
+                std::str::from_utf8(line).map_err(|_| LinkError::Protocol("a line that is no text"))?;
+            return Ok(Some(line.to_owned()));
+        }
+    }
+    match buffer.len() > LINE_BYTES_MAX {
+        true => Err(LinkError::Protocol("a line without an end")),
+        false => Ok(None),
     }
 }
 
@@ -399,7 +305,7 @@ async fn acknowledge(mut write: OwnedWriteHalf, acks: Arc<Acks>) {
 }
 
 /// The text of a positive answer; a negative one as an error of its kind.
-fn check(answer: &str) -> Result<&str, LinkError> {
+pub(crate) fn check(answer: &str) -> Result<&str, LinkError> {
     let Some(error) = answer.strip_prefix('-') else {
         return answer.strip_prefix('+').ok_or(LinkError::Protocol("an answer that is no status"));
     };
@@ -471,12 +377,16 @@ mod tests {
         (Door { host: "127.0.0.1".into(), port, user: "default".into(), password }, task)
     }
 
-    async fn copy_of(link: &mut Link) -> Vec<u8> {
-        let mut copy = Vec::new();
-        while let Some(piece) = link.next_of_copy().await.unwrap() {
-            copy.extend_from_slice(&piece);
-        }
-        copy
+    /// All of a copy; what is behind it in the link is left alone.
+    async fn copy_of(mut copy: Copy) -> Result<Vec<u8>, LinkError> {
+        let read = move || {
+            let mut all = Vec::new();
+            while let Some(piece) = copy.next(|| Ok::<(), LinkError>(()))? {
+                all.extend_from_slice(&piece);
+            }
+            Ok(all)
+        };
+        tokio::task::spawn_blocking(read).await.unwrap()
     }
 
     async fn stream_of(link: &mut Link, bytes: usize) -> Vec<u8> {
@@ -495,10 +405,9 @@ mod tests {
         for cut in 1..all.len() {
             let pieces = vec![all[..cut].to_vec(), all[cut..].to_vec()];
             let (door, task) = master(format!("+FULLRESYNC {REPLID} 7"), pieces).await;
-            let (mut link, opening) = Link::open(&door, &Wish::Full, PATIENCE).await.unwrap();
-            assert_eq!(opening, Opening { replid: REPLID.into(), offset: 7, full: true });
-            assert_eq!(copy_of(&mut link).await, format!("{body}X").into_bytes());
-            assert_eq!(stream_of(&mut link, 14).await, b"*1\r\n$4\r\nPING\r\n");
+            let (copy, opening) = Link::copy(&door, PATIENCE).await.unwrap();
+            assert_eq!(opening, Opening { replid: REPLID.into(), offset: 7 });
+            assert_eq!(copy_of(copy).await.unwrap(), format!("{body}X").into_bytes());
             let heard = task.await.unwrap();
             let text = String::from_utf8(heard).unwrap();
             assert!(text.contains("PSYNC") && text.contains("psync2") && !text.contains("listening-port"));
@@ -509,18 +418,16 @@ mod tests {
     async fn a_copy_with_a_length_is_read_to_its_length() {
         let pieces = vec![b"\n\n$5\r\nRED".to_vec(), b"IS*1\r\n".to_vec()];
         let (door, task) = master(format!("+FULLRESYNC {REPLID} 7"), pieces).await;
-        let (mut link, _) = Link::open(&door, &Wish::Full, PATIENCE).await.unwrap();
-        assert_eq!(copy_of(&mut link).await, b"REDIS");
-        assert_eq!(stream_of(&mut link, 4).await, b"*1\r\n");
+        let (copy, _) = Link::copy(&door, PATIENCE).await.unwrap();
+        assert_eq!(copy_of(copy).await.unwrap(), b"REDIS");
         task.await.unwrap();
     }
 
     #[tokio::test]
     async fn a_resumption_may_be_given_under_another_id() {
         let (door, task) = master(format!("+CONTINUE {OTHER}"), vec![b"x".to_vec()]).await;
-        let wish = Wish::Resume { replid: REPLID.into(), offset: 7 };
-        let (mut link, opening) = Link::open(&door, &wish, PATIENCE).await.unwrap();
-        assert_eq!(opening, Opening { replid: OTHER.into(), offset: 7, full: false });
+        let (mut link, opening) = Link::open(&door, REPLID, 7, PATIENCE).await.unwrap();
+        assert_eq!(opening, Opening { replid: OTHER.into(), offset: 7 });
         assert_eq!(stream_of(&mut link, 1).await, b"x");
         let heard = String::from_utf8(task.await.unwrap()).unwrap();
         assert!(heard.contains(&format!("PSYNC\r\n$40\r\n{REPLID}\r\n$1\r\n8")));
@@ -529,8 +436,7 @@ mod tests {
     #[tokio::test]
     async fn a_full_copy_instead_of_a_resumption_is_not_taken() {
         let (door, _task) = master(format!("+FULLRESYNC {OTHER} 7"), vec![]).await;
-        let wish = Wish::Resume { replid: REPLID.into(), offset: 7 };
-        assert!(matches!(Link::open(&door, &wish, PATIENCE).await, Err(LinkError::Gone)));
+        assert!(matches!(Link::open(&door, REPLID, 7, PATIENCE).await, Err(LinkError::Gone)));
     }
 
     #[tokio::test]
@@ -541,7 +447,7 @@ mod tests {
             ("-NOPERM User x has no permissions to run the 'psync' command", false),
         ] {
             let (door, _task) = master(answer.into(), vec![]).await;
-            match Link::open(&door, &Wish::Full, PATIENCE).await {
+            match Link::copy(&door, PATIENCE).await {
                 Err(LinkError::NotReady(_)) => assert!(passing),
                 Err(LinkError::Refused(_)) => assert!(!passing),
                 other => panic!("{other:?}"),
@@ -553,8 +459,20 @@ mod tests {
     async fn silence_ends_the_link() {
         let (door, _task) = master(format!("+CONTINUE {OTHER}"), vec![]).await;
         // The fake master goes on listening until it hears an acknowledgement of 7.
-        let wish = Wish::Resume { replid: REPLID.into(), offset: 9 };
-        let (mut link, _) = Link::open(&door, &wish, Duration::from_millis(300)).await.unwrap();
+        let (mut link, _) = Link::open(&door, REPLID, 9, Duration::from_millis(300)).await.unwrap();
         assert!(matches!(link.next().await, Err(LinkError::Silent(_))));
+    }
+
+    #[tokio::test]
+    async fn a_copy_that_ends_early_or_stands_still_is_no_copy() {
+        let head = format!("$EOF:{MARK}\r\nREDIS").into_bytes();
+        let (door, task) = master(format!("+FULLRESYNC {REPLID} 7"), vec![head.clone()]).await;
+        let (copy, _) = Link::copy(&door, Duration::from_millis(300)).await.unwrap();
+        assert!(matches!(copy_of(copy).await, Err(LinkError::Silent(_))));
+        task.await.unwrap();
+        let (door, task) = master(format!("+FULLRESYNC {REPLID} 7"), vec![head]).await;
+        let (copy, _) = Link::copy(&door, PATIENCE).await.unwrap();
+        task.abort();
+        assert!(matches!(copy_of(copy).await, Err(LinkError::Closed | LinkError::Broken(_))));
     }
 }

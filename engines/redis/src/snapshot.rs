@@ -18,13 +18,13 @@ use mainstay_engine::{
 };
 use mainstay_model::{Bracket, Branch, Lane, Place, Position};
 use serde::{Deserialize, Serialize};
-use tokio::sync::mpsc;
 
 use crate::Redis;
 use crate::carry::Known;
 use crate::clock::{Sample, sample};
 use crate::connect::{self, Client, link_error};
-use crate::link::{Link, Wish};
+use crate::copy::Copy;
+use crate::link::{Link, LinkError};
 use crate::place::branch_of;
 use crate::rdb::{RdbCheck, RdbFacts};
 use crate::stream::Boundary;
@@ -34,8 +34,6 @@ use crate::topology::{Shard, Topology, ask_again};
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How long a replica may need to reach where its master was when we began.
 const CATCH_UP_DEADLINE: Duration = Duration::from_secs(10);
-/// Pieces on their way from the link to the vault, of at most 256 KiB.
-const PIECES: usize = 16;
 
 /// The file that users are in.
 pub(crate) const USERS: &str = "users.acl";
@@ -152,46 +150,31 @@ async fn copy(
         None => shard.master,
     };
     let (node, state, _) = topology.up(from)?;
-    let (mut link, opening) =
-        Link::open(&node.door, &Wish::Full, PATIENCE).await.map_err(|error| link_error(&node.name, error))?;
+    let (copy, opening) =
+        Link::copy(&node.door, PATIENCE).await.map_err(|error| link_error(&node.name, error))?;
     let after = sample(master).await?;
     let file = format!("shard-{}.rdb", shard.lane);
     tracing::info!(node = %node.name, lane = %shard.lane, offset = opening.offset, "copying");
-    let (pieces, received) = mpsc::channel(PIECES);
-    let reader =
-        Pieces { received, piece: Bytes::new(), check: RdbCheck::default(), facts: Arc::default(), progress };
-    let facts = Arc::clone(&reader.facts);
+    let reader = Pieces {
+        node: node.name.clone(),
+        copy,
+        piece: Bytes::new(),
+        check: RdbCheck::default(),
+        end: Arc::default(),
+        progress,
+    };
+    let end = Arc::clone(&reader.end);
     let spec = FileSpec { path: file.clone(), kind: FileKind::Regular, mode: 0o600, cut: Cut::Content };
     let put = tokio::task::spawn_blocking(move || {
         let mut reader = reader;
         sink.put(&spec, &mut reader)
     });
-    let name = node.name.clone();
-    let mut broken = None;
-    loop {
-        let piece = match link.next_of_copy().await {
-            Ok(Some(piece)) => Ok(piece),
-            Ok(None) => break,
-            Err(error) => {
-                let error = link_error(&name, error);
-                let told = Error::new(error.kind.clone(), error.what.clone());
-                broken = Some(error);
-                Err(told)
-            }
-        };
-        // When the vault gave up, it says why.
-        if pieces.send(piece).await.is_err() || broken.is_some() {
-            break;
-        }
-    }
-    drop(pieces);
     let put = put.await.map_err(|error| Error::new(Kind::Io, format!("store {file}")).source(error))?;
+    let end = end.lock().unwrap_or_else(PoisonError::into_inner).take();
     // What the vault says of a link that broke is only that reading failed.
-    if let Some(error) = broken {
-        return Err(error);
-    }
+    let facts = end.transpose()?;
     put?;
-    let facts: RdbFacts = facts.lock().unwrap_or_else(PoisonError::into_inner).take().ok_or_else(|| {
+    let facts = facts.ok_or_else(|| {
         Error::new(Kind::Invalid, format!("store {file}: the vault did not read it to its end"))
     })?;
     if facts.aux.get("repl-offset").is_some_and(|offset| *offset != opening.offset.to_string()) {
@@ -235,31 +218,63 @@ async fn catch_up(topology: &Topology, shard: &Shard, master: Sample) -> Option<
     None
 }
 
-/// The pieces of a copy as a blocking reader, checked to the last byte.
+/// The pieces of a copy as a reader, checked to the last byte.
 struct Pieces {
-    received: mpsc::Receiver<Result<Bytes>>,
+    node: String,
+    copy: Copy,
     piece: Bytes,
     check: RdbCheck,
-    facts: Arc<Mutex<Option<RdbFacts>>>,
+    /// What was found at its end, or why there is none.
+    end: Arc<Mutex<Option<Result<RdbFacts>>>>,
     progress: Arc<dyn Progress>,
+}
+
+/// Why there is no further piece.
+enum Stop {
+    Link(LinkError),
+    Asked(Error),
+}
+
+impl From<LinkError> for Stop {
+    fn from(error: LinkError) -> Stop {
+        Stop::Link(error)
+    }
+}
+
+impl Pieces {
+    fn next(&mut self) -> Result<Option<Bytes>> {
+        let go_on = || self.progress.check().map_err(Stop::Asked);
+        match go_on().and_then(|()| self.copy.next(go_on)) {
+            Ok(piece) => Ok(piece),
+            Err(Stop::Link(error)) => Err(link_error(&self.node, error)),
+            Err(Stop::Asked(error)) => Err(error),
+        }
+    }
+
+    fn end(&self, end: Result<RdbFacts>) {
+        *self.end.lock().unwrap_or_else(PoisonError::into_inner) = Some(end);
+    }
 }
 
 impl Read for Pieces {
     fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
         while self.piece.is_empty() {
-            self.progress.check().map_err(std::io::Error::other)?;
-            match self.received.blocking_recv() {
-                Some(Ok(piece)) => {
+            match self.next() {
+                Ok(Some(piece)) => {
                     self.check.feed(&piece);
                     self.progress.advance(piece.len() as u64);
                     self.piece = piece;
                 }
-                Some(Err(error)) => return Err(std::io::Error::other(error)),
-                None => {
+                Ok(None) => {
                     let damaged = |error| Error::new(Kind::Damaged, "check the copy").source(error);
                     let facts = self.check.finish().map_err(|error| std::io::Error::other(damaged(error)))?;
-                    *self.facts.lock().unwrap_or_else(PoisonError::into_inner) = Some(facts);
+                    self.end(Ok(facts));
                     return Ok(0);
+                }
+                Err(error) => {
+                    let told = Error::new(error.kind.clone(), error.what.clone());
+                    self.end(Err(error));
+                    return Err(std::io::Error::other(told));
                 }
             }
         }

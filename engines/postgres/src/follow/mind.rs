@@ -39,7 +39,9 @@ impl Link<'_> {
             if slots_moved.is_none_or(|since| since.elapsed() >= SLOTS_INTERVAL) {
                 slots_moved = Some(Clock::now());
                 let durable = Lsn(get(&self.durable).offset.low());
-                self.keep_slot(&primary.sql).await?;
+                if self.keep_slot(&primary.sql).await? {
+                    tracing::warn!(cluster = self.access.cluster, "our slot was gone: made anew");
+                }
                 if durable > moved {
                     self.advance(&primary.sql, durable).await?;
                     moved = durable;
@@ -68,8 +70,8 @@ impl Link<'_> {
     }
 
     /// Somebody may have dropped our slot, or the server given it up. While the link stands nothing is lost by that; without a slot the
-    /// next interruption would lose log.
-    async fn keep_slot(&self, sql: &Sql) -> Result<()> {
+    /// next interruption would lose log. Whether it had to be made.
+    async fn keep_slot(&self, sql: &Sql) -> Result<bool> {
         let what = "look at our slot";
         let slot = connect::quote_text(&connect::slot(self.access));
         let query =
@@ -79,12 +81,12 @@ impl Link<'_> {
             Some(Some("lost")) => {
                 connect::rows(sql, what, &format!("SELECT pg_drop_replication_slot({slot})")).await?;
             }
-            Some(_) => return Ok(()),
+            Some(_) => return Ok(false),
             None => {}
         }
-        tracing::warn!(cluster = self.access.cluster, "our slot was gone: made anew");
         let make = format!("SELECT pg_create_physical_replication_slot({slot}, true)");
-        connect::rows(sql, "make our slot", &make).await.map(drop)
+        connect::rows(sql, "make our slot", &make).await?;
+        Ok(true)
     }
 
     async fn advance(&self, sql: &Sql, to: Lsn) -> Result<()> {
@@ -142,7 +144,10 @@ impl Link<'_> {
             let standing = connect::standing(self.access, index).await?;
             return Ok(standing.timeline > primary.timeline && standing.system_id == primary.system_id);
         }
-        self.keep_slot(sql).await?;
+        // A standby has none yet when it is new, or was rewound.
+        if self.keep_slot(sql).await? {
+            tracing::info!(node = self.access.nodes[index].name, "made our slot on a standby");
+        }
         self.advance(sql, durable).await?;
         Ok(false)
     }
