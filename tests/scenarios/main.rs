@@ -7,6 +7,7 @@ mod away;
 mod cancelled;
 mod failover;
 mod in_place;
+mod increments;
 mod kills;
 mod main_job;
 mod once;
