@@ -25,8 +25,8 @@ pub struct Copy {
     buffer: BytesMut,
     body: Body,
     patience: Duration,
-    /// When anything came last.
-    heard: Instant,
+    /// Since when nothing was there: not since anything came, as nobody looks while the vault takes its time.
+    silent: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -44,7 +44,7 @@ enum Body {
 impl Copy {
     /// `buffer` is what came already; `socket` does not block.
     pub(crate) fn new(socket: std::net::TcpStream, buffer: BytesMut, patience: Duration) -> Copy {
-        Copy { socket, buffer, body: Body::Unread, patience, heard: Instant::now() }
+        Copy { socket, buffer, body: Body::Unread, patience, silent: None }
     }
 
     /// The next piece of at most 256 KiB; `None` when it is over. Blocks for a few milliseconds at a time, and asks `go_on` in between.
@@ -122,10 +122,10 @@ impl Copy {
         };
         self.buffer.truncate(filled);
         if filled > had {
-            self.heard = Instant::now();
+            self.silent = None;
         } else if let Some(error) = ended {
             return Err(error.into());
-        } else if self.heard.elapsed() > self.patience {
+        } else if self.silent.get_or_insert_with(Instant::now).elapsed() > self.patience {
             return Err(LinkError::Silent(self.patience).into());
         }
         // What is read again below tells of an end as well.

@@ -367,7 +367,8 @@ mod tests {
                 tokio::task::yield_now().await;
             }
             while !heard.ends_with(b"ACK\r\n$1\r\n7\r\n") {
-                if socket.read_buf(&mut heard).await.unwrap() == 0 {
+                // A connection that is closed with something unread in it is reset.
+                if socket.read_buf(&mut heard).await.unwrap_or(0) == 0 {
                     break;
                 }
             }

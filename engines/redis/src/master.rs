@@ -336,3 +336,63 @@ impl Feed {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mainstay_engine::Quiet;
+
+    const OFFSET: u64 = 1000;
+    const PATIENCE: Duration = Duration::from_millis(400);
+    /// Of `REPLCONF GETACK *`.
+    const REQUEST_BYTES: u64 = 37;
+
+    /// What comes of a server that was sent ten bytes and a request, and then acknowledges these, one each 50 ms.
+    fn confirm(acks: Vec<u64>) -> Result<u64, FeedError> {
+        let listener = Listener::bind().unwrap();
+        let mut server = TcpStream::connect((Ipv4Addr::LOCALHOST, listener.port)).unwrap();
+        for words in [&[&b"AUTH"[..], b"sesame"][..], &[b"PSYNC", b"?", b"-1"]] {
+            server.write_all(&encode(words)).unwrap();
+        }
+        let secret = Secret::new("sesame");
+        let mut feed = listener.accept(&secret, &"a".repeat(40), OFFSET, PATIENCE, Arc::new(Quiet)).unwrap();
+        feed.send(b"0123456789").unwrap();
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                for ack in acks {
+                    let words = encode(&[b"REPLCONF", b"ACK", ack.to_string().as_bytes()]);
+                    let closed = server.write_all(&words).is_err();
+                    if closed || ended.recv_timeout(Duration::from_millis(50)).is_ok() {
+                        return;
+                    }
+                }
+                // Silent, and there.
+                let _ = ended.recv();
+            });
+            let confirmed = feed.confirm();
+            let _ = end.send(());
+            confirmed
+        })
+    }
+
+    #[test]
+    fn a_server_must_stand_where_all_that_it_was_sent_ends() {
+        let right = OFFSET + 10;
+        assert_eq!(confirm(vec![OFFSET, right - 1, right]).unwrap(), right);
+        // It applied what we never sent, be it the request.
+        for high in [right + 1, right + REQUEST_BYTES] {
+            let found = confirm(vec![high]);
+            assert!(
+                matches!(found, Err(FeedError::Apart { expected, found }) if (expected, found) == (right, high))
+            );
+        }
+        // It goes on without taking in the rest, or says nothing more.
+        let low = right - 1;
+        let found = confirm(vec![low; 100]);
+        assert!(
+            matches!(found, Err(FeedError::Apart { expected, found }) if (expected, found) == (right, low))
+        );
+        assert!(matches!(confirm(vec![low]), Err(FeedError::Stalled(PATIENCE))));
+    }
+}

@@ -60,7 +60,7 @@ impl Follower {
                 target = self.reached(since, &status);
             }
             if let Some(target) = &target {
-                if self.has_vaulted(target) {
+                if self.has_vaulted(target) && self.is_told_of_epochs(target) {
                     return Ok(());
                 }
                 if urged.is_none_or(|urged| urged.elapsed() >= URGE) {
@@ -71,7 +71,8 @@ impl Follower {
                 if let Some(incarnation) = status.incarnation.as_ref().filter(|_| is_due) {
                     looked = Some(Monotonic::now());
                     // What the store cannot answer now it may answer the next time.
-                    if vault_covers(&self.of().vault, incarnation, target).await.unwrap_or(false) {
+                    let covers = vault_covers(&self.of().vault, incarnation, target).await.unwrap_or(false);
+                    if covers && self.is_told_of_epochs(target) {
                         return Ok(());
                     }
                 }
@@ -92,6 +93,15 @@ impl Follower {
             }
             tokio::time::sleep(LOOK).await;
         }
+    }
+
+    /// Whether the vault has been told of the epochs that we are in. Before that it takes what ended with a failover for what survived.
+    fn is_told_of_epochs(&self, position: &Position) -> bool {
+        let status = self.status();
+        position.0.keys().filter_map(|lane| status.lanes.get(lane)).all(|lane| {
+            let told = lane.vault_end.as_ref().map(|end| &end.epoch);
+            lane.spool_end.as_ref().is_none_or(|end| told == Some(&end.epoch))
+        })
     }
 
     /// The end of the log here, once it is known to hold all that there was at `since`.

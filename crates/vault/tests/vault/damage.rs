@@ -41,12 +41,7 @@ fn a_clean_vault_is_clean_with_and_without_the_identity() {
     let all = now(kit.vault.verify(&VerifyOptions::default())).unwrap();
     assert_eq!(all.damaged, []);
     assert_eq!(all.snapshots, 2);
-    let host = tempfile::tempdir().unwrap();
-    let place = host.path().join(kit.vault.id());
-    std::fs::create_dir(&place).unwrap();
-    std::fs::copy(kit.keys().join(kit.vault.id()).join("host.key"), place.join("host.key")).unwrap();
-    let store = mainstay_store::Store::with(memory, mainstay_store::Limits::hasty());
-    let vault = now(Vault::open(store, host.path())).unwrap();
+    let (_host, vault) = kit.without_identity(memory);
     assert_eq!(now(vault.verify(&VerifyOptions::default())).unwrap().damaged, []);
     let one = VerifyOptions { snapshot: Some(snapshots[1].0.clone()), ..VerifyOptions::default() };
     assert_eq!(now(vault.verify(&one)).unwrap().snapshots, 1);

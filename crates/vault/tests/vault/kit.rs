@@ -47,6 +47,17 @@ impl Kit {
         let store = Store::with(backend, Limits::hasty());
         now(Vault::open(store, &self.keys())).unwrap().cluster("shop", "local", "orders")
     }
+
+    /// The same vault on a host that has the bundle, and not the identity. The folder is its home.
+    pub fn without_identity(&self, backend: impl Backend) -> (tempfile::TempDir, Vault) {
+        let host = tempfile::tempdir().unwrap();
+        let bundle = host.path().join(self.vault.id());
+        std::fs::create_dir(&bundle).unwrap();
+        std::fs::copy(self.keys().join(self.vault.id()).join("host.key"), bundle.join("host.key")).unwrap();
+        let vault = now(Vault::open(Store::with(backend, Limits::hasty()), host.path())).unwrap();
+        assert!(!vault.can_restore());
+        (host, vault)
+    }
 }
 
 /// A cluster's files, by path.

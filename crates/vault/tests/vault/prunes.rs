@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use mainstay_engine::SnapshotSink;
-use mainstay_model::{Instant, Keep};
+use mainstay_engine::{SnapshotSink, Taken};
+use mainstay_model::{Bracket, Instant, Keep};
 use mainstay_store::Memory;
 use mainstay_vault::{ClusterVault, Error, GoingKind, LogEntry, Pruned, VerifyOptions};
 
@@ -101,6 +101,96 @@ fn packs_that_an_attempt_takes_over_stay() {
     assert!(matches!(now(cluster.open_snapshot(&first.id)), Err(Error::NotFound(_))));
     compare(&cluster, &record.id, &files).unwrap();
     assert_eq!(now(kit.vault.verify(&VerifyOptions::default())).unwrap().damaged, []);
+}
+
+/// Plans and applies two prunes, and lets an attempt that takes over what they delete begin and commit behind these of the four steps.
+fn prune_around_an_attempt(begun: usize, committed: usize) {
+    let kit = Kit::on(Memory::default());
+    let cluster = kit.cluster();
+    let files = crate::kit::tiny();
+    let mut other = crate::kit::Files::new();
+    other.insert("x".into(), (spec("x", mainstay_engine::Cut::Whole), bytes(999, 100_000)));
+    snapshot(&cluster, &other).unwrap();
+    // Finished last, and the older one by its times: it is taken over from, and not kept.
+    let writer = now(cluster.begin("7001", "test")).unwrap();
+    crate::kit::put_all(&writer, &files).unwrap();
+    let older = Taken { at: Bracket::exactly(Instant(0)), ..taken(1) };
+    let older = now(writer.commit(older)).unwrap();
+    let (mut plan, mut writer, mut record) = (None, None, None);
+    for step in 0..=4 {
+        match step {
+            0 => {}
+            1 | 3 => {
+                plan = Some(now(cluster.plan_prune(&keep_one(), Duration::ZERO, Instant::now())).unwrap());
+            }
+            _ => drop(now(cluster.apply_prune(&plan.take().unwrap())).unwrap()),
+        }
+        if step == begun {
+            let begun = now(cluster.begin("7001", "test")).unwrap();
+            crate::kit::put_all(&begun, &files).unwrap();
+            writer = Some(begun);
+        }
+        if step == committed {
+            record = Some(now(writer.take().unwrap().commit(taken(9))).unwrap());
+        }
+    }
+    let record = record.unwrap();
+    // What is marked is not taken over.
+    assert_eq!(record.bytes_new == 0, begun < 2, "{begun} to {committed}");
+    assert_eq!(
+        now(kit.vault.verify(&VerifyOptions::default())).unwrap().damaged,
+        [],
+        "{begun} to {committed}"
+    );
+    compare(&cluster, &record.id, &files).unwrap();
+    // A prune that was planned while somebody takes over from it leaves it alone.
+    let left = now(cluster.snapshots()).unwrap();
+    let in_use = begun < 2 && [1, 3].iter().any(|plan| begun < *plan && *plan <= committed);
+    assert_eq!(left.iter().any(|r| r.id == older.id), in_use, "{begun} to {committed}");
+    for record in left {
+        let files = if record.files == 1 { &other } else { &files };
+        compare(&cluster, &record.id, files).unwrap();
+    }
+}
+
+#[test]
+fn what_an_attempt_takes_over_stays_whenever_it_begins_and_commits() {
+    for begun in 0..4 {
+        for committed in begun..=4 {
+            prune_around_an_attempt(begun, committed);
+        }
+    }
+}
+
+#[test]
+fn a_host_without_the_identity_prunes_as_one_with_it() {
+    let memory = Memory::default();
+    let kit = Kit::on(memory.clone());
+    let mut files = sample();
+    for n in 0..3 {
+        files.get_mut("base/1/1000").unwrap().1 = bytes(n, 3 << 20);
+        snapshot(&kit.cluster(), &files).unwrap();
+    }
+    let mut writer = now(kit.cluster().log_writer("7001", &lane(), 1)).unwrap();
+    for entry in [LogEntry::Tail(entry("1", 0, 100)), LogEntry::Sealed(entry("1", 0, 100))] {
+        now(writer.put(&entry)).unwrap();
+    }
+    let before = memory.keys().len();
+    let left = |memory: &Memory, cluster: &ClusterVault| {
+        prune(cluster);
+        prune(cluster);
+        let mut keys = memory.keys();
+        // Of the prune itself.
+        keys.retain(|key| !key.starts_with("leases/"));
+        keys
+    };
+    let fork = memory.fork();
+    let by_identity = left(&fork, &kit.through(fork.clone()));
+    let (_host, vault) = kit.without_identity(memory.clone());
+    let by_host = left(&memory, &vault.cluster("shop", "local", "orders"));
+    assert_eq!(by_host, by_identity);
+    assert!(by_host.len() < before);
+    compare(&kit.cluster(), &now(kit.cluster().snapshots()).unwrap()[0].id, &files).unwrap();
 }
 
 #[test]

@@ -29,9 +29,9 @@ fn a_second_snapshot_stores_only_what_changed() {
     let first = snapshot(&kit.cluster(), &files).unwrap();
     let again = snapshot(&kit.cluster(), &files).unwrap();
     assert_eq!((again.bytes_new, again.bytes_read), (0, first.bytes_read));
-    // One page here, one that became zeros, and bytes that shift all that follow.
+    // One page here whose LSN (its first eight bytes) stays as it was, one that became zeros, and bytes that shift all that follow.
     let page = PAGE as usize;
-    files.get_mut("base/1/1000").unwrap().1[page * 10 + 5] ^= 1;
+    files.get_mut("base/1/1000").unwrap().1[page * 10 + 10] ^= 1;
     files.get_mut("base/1/1000").unwrap().1[page * 20..page * 21].fill(0);
     files.get_mut("dump.rdb").unwrap().1.splice(500_000..500_000, bytes(9, 1000));
     let third = snapshot(&kit.cluster(), &files).unwrap();
@@ -39,6 +39,21 @@ fn a_second_snapshot_stores_only_what_changed() {
     for (record, files) in [(first, sample()), (again, sample()), (third, files)] {
         compare(&kit.cluster(), &record.id, &files).unwrap();
     }
+}
+
+#[test]
+fn clusters_share_nothing() {
+    let memory = Memory::default();
+    let kit = Kit::on(memory.clone());
+    let files = sample();
+    let orders = snapshot(&kit.cluster(), &files).unwrap();
+    let cluster = kit.vault.cluster("shop", "local", "stock");
+    let stock = snapshot(&cluster, &files).unwrap();
+    assert_eq!(stock.bytes_new, orders.bytes_new);
+    for key in memory.keys().iter().filter(|key| key.starts_with("c/shop/local/orders/")) {
+        now(kit.vault.store().delete(key)).unwrap();
+    }
+    compare(&cluster, &stock.id, &files).unwrap();
 }
 
 #[test]
@@ -123,13 +138,8 @@ fn homes_without_keys_are_refused_and_hosts_cannot_read() {
     compare(&vault.cluster("shop", "local", "orders"), &record.id, &files).unwrap();
 
     // The bundle alone backs up and lists, and does not read.
-    let host = tempfile::tempdir().unwrap();
-    let bundle = host.path().join(kit.vault.id());
-    std::fs::create_dir(&bundle).unwrap();
-    std::fs::copy(kit.keys().join(kit.vault.id()).join("host.key"), bundle.join("host.key")).unwrap();
-    let vault = now(Vault::open(store(), host.path())).unwrap();
+    let (_host, vault) = kit.without_identity(memory.clone());
     let cluster = vault.cluster("shop", "local", "orders");
-    assert!(!vault.can_restore());
     assert_eq!(now(cluster.snapshots()).unwrap().len(), 1);
     let second = snapshot(&cluster, &files).unwrap();
     assert_eq!(second.bytes_new, 0);

@@ -8,9 +8,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use mainstay_engine::{Chunk, Follow, Kind, LogSink, LogSource, Mark, Snapshot, SnapshotSource, Target, Ttl};
 use mainstay_engine_kit::memory::{MemoryLog, MemoryLogSink};
-use mainstay_model::{Bracket, Branch, Place};
+use mainstay_model::{Bracket, Branch, Place, Position};
 
-use crate::kit::{Fixture, Following, Leaked, Shape, VERSIONS, until, write_all_kinds};
+use crate::kit::{Fixture, Following, Leaked, Reply, Shape, VERSIONS, until, write_all_kinds};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_without_a_stream_has_no_tip() {
@@ -105,8 +105,8 @@ async fn a_value_of_a_hundred_megabytes_passes_through() {
         fixture.restore(&snapshot, &log, &marked.position, marked.at.latest, Ttl::Shift).await.unwrap();
     let mut restored = sandbox.client(0);
     let found = restored.run(&["GET", "in the log"]);
-    assert!(found == crate::kit::Reply::Text(other));
-    assert!(restored.run(&["GET", "in the file"]) == crate::kit::Reply::Text(big));
+    assert!(found == Reply::Text(other));
+    assert!(restored.run(&["GET", "in the file"]) == Reply::Text(big));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -129,10 +129,18 @@ async fn what_is_cut_in_the_midst_of_a_transaction_is_refused() {
     assert_eq!(sandbox.err().unwrap().kind, Kind::Invalid);
 }
 
-/// A spool whose disk can be made to stand still.
+/// A disk that can be made to stand still.
+#[derive(Default)]
+struct Disk {
+    stuck: AtomicBool,
+    /// Somebody has waited for it.
+    waited_for: AtomicBool,
+}
+
+/// A spool on such a disk.
 struct Stuck {
     sink: MemoryLogSink,
-    stuck: Arc<AtomicBool>,
+    disk: Arc<Disk>,
 }
 
 #[async_trait]
@@ -141,7 +149,8 @@ impl LogSink for Stuck {
         self.sink.append(chunk).await
     }
     async fn sync(&self) -> mainstay_engine::Result<Place> {
-        while self.stuck.load(Ordering::Relaxed) {
+        while self.disk.stuck.load(Ordering::Relaxed) {
+            self.disk.waited_for.store(true, Ordering::Relaxed);
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         self.sink.sync().await
@@ -157,28 +166,107 @@ impl LogSink for Stuck {
     }
 }
 
+/// Follows the only lane onto a disk that can be made to stand still, until dropped.
+fn follow_onto(
+    fixture: &'static Fixture,
+    position: &Position,
+    log: &MemoryLog,
+    disk: &Arc<Disk>,
+) -> tokio::task::JoinSet<mainstay_engine::Error> {
+    let (lane, disk) = (fixture.lane(), Arc::clone(disk));
+    let from = position.get(&lane).unwrap().clone();
+    let sink = Stuck { sink: log.sink(&lane, &from), disk };
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn(async move {
+        Follow::follow(&fixture.redis, &fixture.access(), &lane, &from, &sink).await.err().unwrap()
+    });
+    tasks
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn only_what_is_durable_is_acknowledged() {
     let fixture = Leaked::new(Fixture::start(VERSIONS[0], Shape::Standalone).await);
     let mut client = fixture.client(0);
     let snapshot = fixture.snapshot().await;
-    let from = snapshot.taken().position.get(&fixture.lane()).unwrap().clone();
-    let log = MemoryLog::new();
-    let stuck = Arc::new(AtomicBool::new(false));
-    let sink = Stuck { sink: log.sink(&fixture.lane(), &from), stuck: Arc::clone(&stuck) };
-    let redis = fixture.0;
-    let lane = fixture.lane();
-    let task = tokio::spawn(async move {
-        Follow::follow(&redis.redis, &redis.access(), &lane, &from, &sink).await.err()
-    });
+    let disk = Arc::<Disk>::default();
+    let _following = follow_onto(fixture.0, &snapshot.taken().position, &MemoryLog::new(), &disk);
     client.run(&["SET", "a", "1"]);
     assert_eq!(client.run(&["WAIT", "1", "0"]).int(), 1);
-    stuck.store(true, Ordering::Relaxed);
+    disk.stuck.store(true, Ordering::Relaxed);
     client.run(&["SET", "a", "2"]);
     assert_eq!(client.run(&["WAIT", "1", "1500"]).int(), 0);
-    stuck.store(false, Ordering::Relaxed);
+    disk.stuck.store(false, Ordering::Relaxed);
     assert_eq!(client.run(&["WAIT", "1", "0"]).int(), 1);
-    task.abort();
+}
+
+/// Nobody looks at the clock while the disk stands still: what came meanwhile is known less well, and never wrongly.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_comes_while_the_disk_stands_still_is_given_no_wrong_time() {
+    let fixture = Leaked::new(Fixture::start(VERSIONS[0], Shape::Standalone).await);
+    let mut client = fixture.client(0);
+    let snapshot = fixture.snapshot().await;
+    let (lane, log, disk) = (fixture.lane(), MemoryLog::new(), Arc::<Disk>::default());
+    let _following = follow_onto(fixture.0, &snapshot.taken().position, &log, &disk);
+    until("a link", || client.info("connected_slaves") == "1").await;
+    disk.stuck.store(true, Ordering::Relaxed);
+    client.run(&["SET", "letter", "a"]);
+    until("the disk to be waited for", || disk.waited_for.load(Ordering::Relaxed)).await;
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    let before = client.time();
+    client.run(&["SET", "letter", "b"]);
+    let behind = client.time();
+    let marked = Mark::mark(&fixture.redis, &fixture.access(), "m").await.unwrap();
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    disk.stuck.store(false, Ordering::Relaxed);
+    let place = marked.position.get(&lane).unwrap();
+    log.wait_for(&lane, place, crate::kit::LIMIT).await.unwrap();
+    let last = client.time();
+    log.wait_for_time(&lane, last, crate::kit::LIMIT).await.unwrap();
+    let log = log.source(1000);
+    for (at, expected) in [(before, "a"), (last, "b")] {
+        let cut = fixture.cuts(&snapshot, &log, &Target::Time(at)).unwrap();
+        let (sandbox, _) = fixture.restore(&snapshot, &log, &cut, at, Ttl::Shift).await.unwrap();
+        assert_eq!(sandbox.client(0).run(&["GET", "letter"]).text(), expected);
+    }
+    let mut times = (0..log.segments(&lane).len()).flat_map(|index| log.read(&lane, index).unwrap().times);
+    let bracket = times.find(|mark| mark.offset >= place.offset).unwrap().at;
+    assert!(bracket.earliest <= behind && before <= bracket.latest, "{bracket:?}: {before} to {behind}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_link_outlives_the_time_that_a_silent_replica_is_given() {
+    let fixture =
+        Leaked::new(Fixture::start_with(VERSIONS[0], Shape::Standalone, &[("repl-timeout", "3")]).await);
+    let mut client = fixture.client(0);
+    let snapshot = fixture.snapshot().await;
+    let following = Following::start(fixture.0, &snapshot.taken().position);
+    until("a link", || client.info("connected_slaves") == "1").await;
+    let mut id = || {
+        let list = client.run(&["CLIENT", "LIST", "TYPE", "replica"]).text();
+        list.split_whitespace().find_map(|field| field.strip_prefix("id=")).map(str::to_owned)
+    };
+    let first = id();
+    tokio::time::sleep(Duration::from_secs(8)).await;
+    assert!(first.is_some() && first == id());
+    assert!(following.alive());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_master_that_wants_a_replica_to_write_has_one_in_us() {
+    for version in VERSIONS {
+        let fixture = Leaked::new(Fixture::start(version, Shape::Standalone).await);
+        let mut client = fixture.client(0);
+        let snapshot = fixture.snapshot().await;
+        until("the copy's link to be gone", || client.info("connected_slaves") == "0").await;
+        client.run(&["CONFIG", "SET", "min-replicas-to-write", "1"]);
+        let mut is_refused =
+            || matches!(client.try_run(&["SET", "a", "1"]), Reply::Error(e) if e.starts_with("NOREPLICAS"));
+        assert!(is_refused());
+        let following = Following::start(fixture.0, &snapshot.taken().position);
+        until("writes to be taken", || !is_refused()).await;
+        drop(following);
+        until("writes to be refused", is_refused).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -209,11 +297,10 @@ async fn a_replica_is_followed_where_there_is_one() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn nobody_fails_over_to_us() {
+/// A master that is followed because its replica could not serve us, which is well again by now.
+async fn beside_a_replica() -> (Leaked, Following) {
     let fixture = Leaked::new(Fixture::start(VERSIONS[0], Shape::Replicated(1)).await);
     let snapshot = fixture.snapshot().await;
-    // The replica cannot serve us, so the master is followed beside it.
     fixture.host.freeze("stock-2", true);
     let following = Following::start(fixture.0, &snapshot.taken().position);
     let mut master = fixture.client(0);
@@ -221,6 +308,24 @@ async fn nobody_fails_over_to_us() {
     fixture.host.freeze("stock-2", false);
     let mut replica = fixture.client(1);
     until("the replica to be there again", || replica.info("master_link_status") == "up").await;
+    (fixture, following)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_master_is_left_for_a_replica_that_is_well_again() {
+    let (fixture, following) = beside_a_replica().await;
+    let (mut master, mut replica) = (fixture.client(0), fixture.client(1));
+    until("a link to the replica", || replica.info("connected_slaves") == "1").await;
+    until("no link to the master", || master.info("connected_slaves") == "1").await;
+    master.run(&["SET", "after", "1"]);
+    let marked = Mark::mark(&fixture.redis, &fixture.access(), "m").await.unwrap();
+    following.wait_for(&marked.position).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_fails_over_to_us() {
+    let (fixture, following) = beside_a_replica().await;
+    let (mut master, mut replica) = (fixture.client(0), fixture.client(1));
     for _ in 0..3 {
         master.run(&["SET", "a", "1"]);
         tokio::time::sleep(Duration::from_millis(400)).await;

@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use mainstay_engine::{Hold, Kind, LogSource, SnapshotSource};
+use mainstay_engine::{Hold, Kind, Launch, LogSource, Mark, SnapshotSource};
 
-use crate::kit::{Client, ClusterClient, Fixture, Following, Leaked, Shape, VERSIONS, at_once};
+use crate::kit::{Client, ClusterClient, Fixture, Following, Leaked, Reply, Shape, VERSIONS, at_once, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn writes_wait_and_the_log_proves_it() {
@@ -69,7 +69,8 @@ async fn writes_wait((version, shape): (&'static str, Shape)) {
     assert!(!fixture.redis.is_quiet(&lane, "?", &between(&log, &lane, from, to)));
 }
 
-fn between(log: &dyn LogSource, lane: &mainstay_model::Lane, from: u64, to: u64) -> Vec<u8> {
+/// The bytes of a lane's log between two offsets.
+pub fn between(log: &dyn LogSource, lane: &mainstay_model::Lane, from: u64, to: u64) -> Vec<u8> {
     let mut bytes = Vec::new();
     for (index, segment) in log.segments(lane).iter().enumerate() {
         let (first, last) = (segment.first.offset.low(), segment.last.offset.low());
@@ -84,8 +85,39 @@ fn between(log: &dyn LogSource, lane: &mainstay_model::Lane, from: u64, to: u64)
     bytes
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_whose_time_comes_in_a_hold_goes_after_it() {
+    at_once(VERSIONS, expiry_waits).await;
+}
+
+async fn expiry_waits(version: &'static str) {
+    let fixture = Leaked::new(Fixture::start(version, Shape::Standalone).await);
+    let mut client = fixture.client(0);
+    let snapshot = fixture.snapshot().await;
+    let following = Following::start(fixture.0, &snapshot.taken().position);
+    until("a link", || client.info("connected_slaves") == "1").await;
+    client.run(&["SET", "mortal", "x", "PX", "1000"]);
+    let held = fixture.redis.hold(&fixture.access(), Duration::from_secs(20)).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    // Nobody sees it any more, and it is still there.
+    assert_eq!(client.run(&["GET", "mortal"]), Reply::Nil);
+    assert_eq!(client.run(&["DBSIZE"]), Reply::Int(1));
+    let marked = held.marked().clone();
+    let released = held.release().await.unwrap();
+    assert_eq!(released.broken, None);
+    until("its end", || client.run(&["DBSIZE"]) == Reply::Int(0)).await;
+    let later = Mark::mark(&fixture.redis, &fixture.access(), "m").await.unwrap();
+    following.wait_for(&later.position).await;
+    let (log, lane) = (following.log.source(1), fixture.lane());
+    for (to, quiet) in [(&released.position, true), (&later.position, false)] {
+        let offset = |position: &mainstay_model::Position| position.get(&lane).unwrap().offset.low();
+        let bytes = between(&log, &lane, offset(&marked.position), offset(to));
+        assert_eq!(fixture.redis.is_quiet(&lane, "?", &bytes), quiet, "{}", String::from_utf8_lossy(&bytes));
+    }
+}
+
 /// Sends a write and says after how long it was answered.
-fn timed_write(client: &mut Client) -> Duration {
+pub fn timed_write(client: &mut Client) -> Duration {
     let begun = Instant::now();
     client.run(&["SET", "a", "1"]);
     begun.elapsed()
@@ -145,4 +177,41 @@ async fn a_master_that_changed_breaks_the_hold() {
     let held = fixture.redis.hold(&fixture.access(), Duration::from_secs(60)).await.unwrap();
     fixture.client(0).run(&["REPLICAOF", "127.0.0.1", &fixture.layout.nodes[1].ports[0].to_string()]);
     assert!(held.release().await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn slots_that_begin_to_move_break_the_hold() {
+    at_once(VERSIONS, slots_move).await;
+}
+
+async fn slots_move(version: &'static str) {
+    let fixture = Fixture::start(version, Shape::Cluster(3, 0)).await;
+    let other = fixture.client(1).run(&["CLUSTER", "MYID"]).text();
+    let held = fixture.redis.hold(&fixture.access(), Duration::from_secs(60)).await.unwrap();
+    fixture.client(0).run(&["CLUSTER", "SETSLOT", "100", "MIGRATING", &other]);
+    assert!(held.release().await.unwrap().broken.unwrap().contains("slots-0-5460"));
+    fixture.client(0).run(&["CLUSTER", "SETSLOT", "100", "STABLE"]);
+    let held = fixture.redis.hold(&fixture.access(), Duration::from_secs(60)).await.unwrap();
+    // A slot that has moved, as far as its old owner knows.
+    fixture.client(0).run(&["CLUSTER", "SETSLOT", "100", "NODE", &other]);
+    assert!(held.release().await.unwrap().broken.unwrap().contains("slots-0-5460"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_was_started_anew_breaks_the_hold() {
+    let fixture = Fixture::start(VERSIONS[0], Shape::Standalone).await;
+    let held = fixture.redis.hold(&fixture.access(), Duration::from_secs(60)).await.unwrap();
+    fixture.host.crash("stock-1");
+    fixture.redis.start(&fixture.layout, &*fixture.host).await.unwrap();
+    let released = held.release().await;
+    assert!(released.as_ref().map_or(true, |released| released.broken.is_some()), "{released:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_history_that_changed_breaks_the_hold() {
+    let config = [("enable-debug-command", "yes")];
+    let fixture = Fixture::start_with(VERSIONS[0], Shape::Standalone, &config).await;
+    let held = fixture.redis.hold(&fixture.access(), Duration::from_secs(60)).await.unwrap();
+    fixture.client(0).run(&["DEBUG", "CHANGE-REPL-ID"]);
+    assert!(held.release().await.unwrap().broken.unwrap().contains("changed its history"));
 }

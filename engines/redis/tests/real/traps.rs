@@ -1,16 +1,18 @@
 //! Sources that are set up oddly, links that are cut off, clocks that are stepped.
 
 use std::io::Read;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use mainstay_engine::{
-    FileSpec, Kind, Launch, Mark, Observe, Quiet, Severity, Snapshot, SnapshotOptions, SnapshotSink,
+    FileSpec, Hold, Kind, Launch, Mark, Observe, Quiet, Severity, Snapshot, SnapshotOptions, SnapshotSink,
     SnapshotSource, Stored, Target, Ttl, Way,
 };
 use mainstay_engine_kit::memory::MemorySnapshot;
 use mainstay_model::Instant;
 
+use crate::hold::{between, timed_write};
 use crate::kit::{Client, Fixture, Following, Leaked, Reply, Shape, VERSIONS, until};
 
 /// All keys with what they hold.
@@ -178,11 +180,9 @@ async fn a_small_output_buffer_costs_no_copy_and_no_silence() {
     }
 }
 
-/// The source's clock goes ahead by ten minutes and comes back: a time that came twice is not guessed at, all else is found.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_stepped_clock_makes_no_wrong_times() {
-    const AHEAD: Duration = Duration::from_secs(600);
-    let fixture = Fixture::prepare(VERSIONS[1], Shape::Standalone, &[]);
+/// A server whose wall clock is as far from ours as a file says.
+async fn with_clock(version: &str) -> (Leaked, PathBuf) {
+    let fixture = Fixture::prepare(version, Shape::Standalone, &[]);
     let clock = fixture.folder.path().join("clock");
     std::fs::write(&clock, "+0").unwrap();
     *fixture.host.env.lock().unwrap() = vec![
@@ -193,7 +193,14 @@ async fn a_stepped_clock_makes_no_wrong_times() {
         ("FAKETIME_DONT_FAKE_MONOTONIC".into(), "1".into()),
     ];
     fixture.redis.start(&fixture.layout, &*fixture.host).await.unwrap();
-    let fixture = Leaked::new(fixture);
+    (Leaked::new(fixture), clock)
+}
+
+/// The source's clock goes ahead by ten minutes and comes back: a time that came twice is not guessed at, all else is found.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stepped_clock_makes_no_wrong_times() {
+    const AHEAD: Duration = Duration::from_secs(600);
+    let (fixture, clock) = with_clock(VERSIONS[1]).await;
     let mut client = fixture.client(0);
     let snapshot = fixture.snapshot().await;
     let following = Following::start(fixture.0, &snapshot.taken().position);
@@ -231,4 +238,25 @@ async fn a_stepped_clock_makes_no_wrong_times() {
     // Before the step a time is what it was, and so is a place behind it.
     check(&cut(first).unwrap(), first, "1").await;
     check(&marked.position, marked.at.latest, "4").await;
+}
+
+/// A pause ends by the server's wall clock: who steps it lets writers through long before the limit.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hold_that_a_stepped_clock_ends_is_not_called_quiet() {
+    let (fixture, clock) = with_clock(VERSIONS[1]).await;
+    let mut client = fixture.client(0);
+    let snapshot = fixture.snapshot().await;
+    let following = Following::start(fixture.0, &snapshot.taken().position);
+    until("a link", || client.info("connected_slaves") == "1").await;
+    let held = fixture.redis.hold(&fixture.access(), Duration::from_secs(20)).await.unwrap();
+    std::fs::write(&clock, "+600").unwrap();
+    let waited = tokio::task::spawn_blocking(move || timed_write(&mut client)).await.unwrap();
+    assert!(waited < Duration::from_secs(15), "{waited:?}");
+    let (lane, marked) = (fixture.lane(), held.marked().clone());
+    let released = held.release().await.unwrap();
+    following.wait_for(&released.position).await;
+    let offset = |position: &mainstay_model::Position| position.get(&lane).unwrap().offset.low();
+    let log = following.log.source(1);
+    let bytes = between(&log, &lane, offset(&marked.position), offset(&released.position));
+    assert!(released.broken.is_some() || !fixture.redis.is_quiet(&lane, "?", &bytes));
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use mainstay_engine::Marked;
 use mainstay_engine_kit::fake::Count;
 use mainstay_model::{Bracket, Instant, Lane, Place, Position};
+use mainstay_store::{Fault, Faults};
 
 use super::bench::*;
 use crate::exact::{Attempt, prove_quiet};
@@ -59,6 +60,43 @@ async fn an_exact_point_is_proven_from_the_log_while_writes_run() {
         let member = &point.members[0];
         assert!(crate::follow::vault_covers(&of.vault, &member.incarnation, &member.position).await.unwrap());
     }
+    follower.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_point_on_a_primary_that_died_ahead_of_its_standby_is_not_stored() {
+    let b = Bench::new(2, 1, Count::Bytes).await;
+    let of = b.of("home");
+    let follower = b.follow("home");
+    until(&follower, "a link", |s| s.is_well()).await;
+    b.write(0, 10).await;
+    b.server.replicate().unwrap();
+    b.write(10, 10).await;
+    caught_up(&follower).await;
+    // The mark stays on this side, and is lost with its primary.
+    b.faulty.set(Faults::choose(|_, verb, _| (verb != "get").then_some(Fault::Before)));
+    let within = PointOptions { cover_within: Duration::from_secs(4), ..point_options(None) };
+    let members = [Member { of: &of, follower: Some(&follower) }];
+    let failover = async {
+        let spooled = follower.status().lanes[&b.lanes()[0]].spool_end.clone();
+        until(&follower, "the mark", |s| s.lanes.values().all(|lane| lane.spool_end > spooled)).await;
+        b.server.kill(0).unwrap();
+        b.server.promote(1).unwrap();
+        let is_there = |place: &Option<Place>| place.as_ref().is_some_and(|place| place.epoch.0 == "2");
+        until(&follower, "the new primary", |s| s.lanes.values().all(|lane| is_there(&lane.spool_end))).await;
+        // All gets to the vault but word of what happened.
+        b.faulty.set(Faults::choose(|_, verb, key| {
+            (verb != "get" && key.contains("_e_")).then_some(Fault::Before)
+        }));
+    };
+    let (set, ()) = tokio::join!(set_point(&members, &within), failover);
+    assert_eq!(set.unwrap_err().code(), "deadline");
+    b.faulty.set(no_faults());
+    assert_eq!(points(&b.vault, "shop", "local", "all").await.unwrap(), []);
+    caught_up(&follower).await;
+    // One on the new primary is.
+    let point = set_point(&members, &point_options(None)).await.unwrap();
+    assert_eq!(points(&b.vault, "shop", "local", "all").await.unwrap(), [point]);
     follower.stop().await;
 }
 

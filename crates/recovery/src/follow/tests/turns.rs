@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use mainstay_engine::Follow;
 use mainstay_engine_kit::fake::{Count, FAKE};
-use mainstay_model::Place;
+use mainstay_model::{Place, Position};
 use mainstay_store::{Fault, Faults};
 use mainstay_vault::LogKind;
 
@@ -75,10 +75,15 @@ async fn a_standby_is_promoted_while_we_are_ahead_of_it() {
     caught_up(&follower).await;
     let dead: Vec<Place> =
         b.lanes().iter().map(|l| Place::new("1", b.server_log(l, 0).len() as u64)).collect();
+    let ahead: Position = b.lanes().into_iter().zip(dead.clone()).collect();
+    let of = b.of("home");
+    assert!(vault_covers(&of.vault, "life-of-orders", &ahead).await.unwrap());
     b.server.kill(0).unwrap();
     b.server.promote(1).unwrap();
     b.write(500, 300).await;
     caught_up(&follower).await;
+    // It is all there, and not on the history that survived.
+    assert!(!vault_covers(&of.vault, "life-of-orders", &ahead).await.unwrap());
     follower.stop().await;
     // And once more, with nobody watching, back to the first node.
     b.server.revive(0).unwrap();
