@@ -168,6 +168,7 @@ mod tests {
             "standby.signal",
             "tablespace_map",
             "mainstay/tablespace_map",
+            "mainstay/pg_hba.conf",
             launch::KEPT,
         ] {
             assert!(!placed(path), "{path}");

@@ -118,6 +118,10 @@ fn join(prefix: &str, path: &str) -> String {
 /// what would make the copy a standby. Folders among them are kept, empty.
 pub fn is_left_out(path: &str) -> bool {
     let name = path.rsplit('/').next().unwrap_or(path);
+    // What a snapshot keeps beside the data, where one was restored without us.
+    if path == "mainstay" || path.starts_with("mainstay/") {
+        return true;
+    }
     let emptied = [
         "pg_wal",
         "pg_replslot",
@@ -179,6 +183,8 @@ mod tests {
             "base/5/t3_16400_fsm",
             "pg_subtrans/0000",
             "pg_wal/archive_status/x.done",
+            "mainstay",
+            "mainstay/pg_hba.conf",
         ];
         for path in out {
             assert!(is_left_out(path), "{path}");
@@ -193,6 +199,7 @@ mod tests {
             "backup_label",
             "global/pg_control",
             "pg_twophase/0000",
+            "mainstay.restored.json",
         ] {
             assert!(!is_left_out(path), "{path}");
         }

@@ -7,7 +7,7 @@ use mainstay_engine::{Error, Kind, Never, Result};
 use mainstay_model::{Bracket, Instant};
 use tokio_postgres::Client as Sql;
 
-use super::{Link, get};
+use super::{Link, get, patiently};
 use crate::connect::{self, Standing};
 use crate::lsn::{self, Lsn};
 
@@ -64,7 +64,8 @@ impl Link<'_> {
         let end: Lsn = connect::column(&row, 1, what)?;
         let durable = get(&self.durable);
         if lsn::before_header(end, self.segment_size) <= Lsn(durable.offset.low()) {
-            self.sink.beat(&durable, Bracket { earliest: clock - COMMIT_SLACK, latest: clock }).await?;
+            let time = Bracket { earliest: clock - COMMIT_SLACK, latest: clock };
+            patiently(self.sink.beat(&durable, time)).await?;
         }
         Ok(())
     }

@@ -206,8 +206,7 @@ impl Link<'_> {
         let mut epoch = get(&self.reached).epoch;
         let mut at = from;
         loop {
-            let started =
-                client.start(None, at, timeline).await.map_err(|error| self.refused(&epoch, error))?;
+            let started = client.start(None, at, timeline).await.map_err(|error| refused(&epoch, error))?;
             let (back, next) = match started {
                 Started::Ended(back, next) => (back, next),
                 Started::Streaming(mut stream) => {
@@ -234,30 +233,11 @@ impl Link<'_> {
             tracing::info!(cluster = self.access.cluster, timeline = next.timeline, at = %next.at, "the log goes on in another timeline");
             epoch = branch.epoch.clone();
             self.sync().await?;
-            self.sink.branch(branch, bytes).await?;
+            patiently(self.sink.branch(branch, bytes)).await?;
             set(&self.reached, lsn::place(&epoch, at));
             set(&self.durable, lsn::place(&epoch, at));
             timeline = next.timeline;
         }
-    }
-
-    /// What it means that the server refuses to start.
-    fn refused(&self, epoch: &Epoch, error: ReplicationError) -> Error {
-        if let ReplicationError::Server(server) = &error {
-            // `This server's history forked from timeline 1 at 0/3000148.`
-            let forked = server
-                .detail
-                .rsplit(' ')
-                .next()
-                .and_then(|word| word.trim_end_matches('.').parse::<Lsn>().ok());
-            if let Some(fork) = forked
-                && server.message.contains("is not in this server's history")
-            {
-                let what = format!("the source left our timeline at {fork}");
-                return Error::new(Kind::Diverged { branched: Some(lsn::place(epoch, fork)) }, what);
-            }
-        }
-        fault::replication("ask for the log", error)
     }
 
     /// Takes log until the timeline ends, and says where.
@@ -322,24 +302,44 @@ impl Link<'_> {
     }
 
     async fn append(&self, chunk: Chunk) -> Result<()> {
-        // A link that answers without moving on would hold up a shutdown of the server; one that is gone does not.
-        let patient = tokio::time::timeout(SPOOL_PATIENCE, self.sink.append(chunk)).await;
-        patient.unwrap_or_else(|_| {
-            Err(Error::new(Kind::SpoolFull, format!("the spool took nothing for {SPOOL_PATIENCE:?}")))
-        })
+        patiently(self.sink.append(chunk)).await
     }
 
     async fn sync(&self) -> Result<()> {
-        let durable = self.sink.sync().await?;
+        let durable = patiently(self.sink.sync()).await?;
         set(&self.durable, durable);
         Ok(())
     }
+}
+
+/// A link that answers without moving on, or stands without answering, would hold up a shutdown of the server; one that is gone does not.
+async fn patiently<T>(spool: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::time::timeout(SPOOL_PATIENCE, spool).await.unwrap_or_else(|_| {
+        Err(Error::new(Kind::SpoolFull, format!("the spool took nothing for {SPOOL_PATIENCE:?}")))
+    })
+}
+
+/// What it means that the server refuses to start.
+fn refused(epoch: &Epoch, error: ReplicationError) -> Error {
+    if let ReplicationError::Server(server) = &error {
+        // `This server's history forked from timeline 1 at 0/3000148.`
+        let forked =
+            server.detail.rsplit(' ').next().and_then(|word| word.trim_end_matches('.').parse::<Lsn>().ok());
+        if let Some(fork) = forked
+            && server.message.contains("is not in this server's history")
+        {
+            let what = format!("the source left our timeline at {fork}");
+            return Error::new(Kind::Diverged { branched: Some(lsn::place(epoch, fork)) }, what);
+        }
+    }
+    fault::replication("ask for the log", error)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::lsn::History;
+    use crate::replication::ServerError;
 
     #[test]
     fn a_link_resumes_where_history_allows() {
@@ -359,5 +359,27 @@ mod tests {
         // Another node's timeline 2.
         assert_eq!(at("2x3e7", 1500).unwrap_err().kind, Kind::Diverged { branched: None });
         assert_eq!(at("3x7d0", 1999).unwrap_err().kind, Kind::Invalid);
+    }
+
+    #[test]
+    fn a_refusal_that_names_the_fork_says_where_to_go_on() {
+        let said = |message: &str, detail: &str| {
+            let server = ServerError {
+                code: "XX000".into(),
+                message: message.into(),
+                detail: detail.into(),
+                hint: String::new(),
+            };
+            refused(&Epoch("1".into()), ReplicationError::Server(server)).kind
+        };
+        let gone = "requested starting point 0/5000000 on timeline 1 is not in this server's history";
+        let forked = "This server's history forked from timeline 1 at 0/3000148.";
+        assert_eq!(said(gone, forked), Kind::Diverged { branched: Some(Place::new("1", 0x300_0148)) });
+        // Without the fork's place there is nothing to go on from; and other errors may end in a place too.
+        assert_eq!(said(gone, ""), Kind::Server);
+        assert_eq!(
+            said("requested starting point 0/5000000 is ahead of the WAL flush position", forked),
+            Kind::Server
+        );
     }
 }

@@ -92,7 +92,8 @@ pub(super) enum Step {
 pub(super) struct Fed {
     /// Where the log was cut.
     pub end: Lsn,
-    segment_size: u64,
+    /// Bytes of a segment.
+    pub segment_size: u64,
 }
 
 impl Fed {

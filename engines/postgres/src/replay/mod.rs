@@ -317,3 +317,28 @@ async fn open(
     }
     Ok(notes)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_end_elsewhere_than_at_the_cut_is_seen() {
+        let folder = tempfile::tempdir().unwrap();
+        let node = NodeLayout { name: "orders-1".into(), dir: folder.path().to_owned(), ports: Vec::new() };
+        let wal = node.data().join("pg_wal");
+        std::fs::create_dir_all(&wal).unwrap();
+        let ended = |target, end| check_end(&node, target, &Fed { end, segment_size: 16 << 20 });
+        assert_eq!(ended(1, Lsn(0x300_0148)).unwrap_err().kind, Kind::Server, "without a history");
+        let write = |name: &str, text: &str| std::fs::write(wal.join(name), text).unwrap();
+        write("00000002.history", "1\t0/3000148\tno recovery target specified\n");
+        ended(1, Lsn(0x300_0148)).unwrap();
+        for (target, end) in [(1, Lsn(0x300_0140)), (1, Lsn(0x300_0150)), (2, Lsn(0x300_0148))] {
+            assert_eq!(ended(target, end).unwrap_err().kind, Kind::Server, "{target}:{end}");
+        }
+        // The newest one counts; and the end of a page is the same place before and behind the next one's header.
+        write("00000003.history", "1\t0/3000148\tx\n\n2\t0/4002018\tx\n");
+        ended(2, Lsn(0x400_2000)).unwrap();
+        assert_eq!(ended(1, Lsn(0x300_0148)).unwrap_err().kind, Kind::Server);
+    }
+}

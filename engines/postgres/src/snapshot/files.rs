@@ -384,6 +384,8 @@ fn control(data: &Path) -> Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use mainstay_engine::Quiet;
+    use mainstay_engine_kit::memory::MemorySnapshot;
 
     #[test]
     fn unlogged_relations_keep_their_init_fork_alone() {
@@ -398,5 +400,75 @@ mod tests {
                 && !is_unlogged("16401", &beside)
                 && !is_unlogged("PG_VERSION", &beside)
         );
+    }
+
+    const START: Lsn = Lsn(0x300_0000);
+
+    fn page(lsn: Lsn) -> Vec<u8> {
+        let mut page = vec![0; PAGE_BYTES];
+        page[..4].copy_from_slice(&((lsn.0 >> 32) as u32).to_le_bytes());
+        page[4..8].copy_from_slice(&(lsn.0 as u32).to_le_bytes());
+        page[14] = 0x20;
+        let sum = pages::checksum(&page, 0).unwrap();
+        page[8..10].copy_from_slice(&sum.to_le_bytes());
+        page
+    }
+
+    fn torn(lsn: Lsn) -> Vec<u8> {
+        let mut page = page(lsn);
+        page[5000] ^= 1;
+        page
+    }
+
+    /// Reads a relation's first page, which is `on_disk`, as `read` has it.
+    fn read<T>(on_disk: &[u8], read: impl FnOnce(&mut PageReader<'_>) -> T) -> (T, Option<Error>) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("1259");
+        fs::write(&path, on_disk).unwrap();
+        let shared = Shared {
+            queue: Mutex::default(),
+            stopped: AtomicBool::new(false),
+            sink: MemorySnapshot::new(),
+            progress: Arc::new(Quiet),
+            start: START,
+            checksums: true,
+        };
+        let mut reader = PageReader {
+            shared: &shared,
+            file: File::open(&path).unwrap(),
+            at: 0,
+            block: Some(0),
+            path: "base/5/1259",
+            bad: None,
+            held: Vec::new(),
+            given: 0,
+        };
+        (read(&mut reader), reader.bad)
+    }
+
+    fn whole(reader: &mut PageReader<'_>) -> io::Result<Vec<u8>> {
+        let mut all = Vec::new();
+        reader.read_to_end(&mut all).map(|_| all)
+    }
+
+    #[test]
+    fn a_torn_page_is_forgiven_where_the_log_has_it_whole() {
+        let newer = torn(START);
+        let (got, bad) = read(&newer, whole);
+        assert!(got.unwrap() == newer && bad.is_none());
+        let (got, bad) = read(&torn(Lsn(START.0 - 1)), whole);
+        let bad = bad.unwrap();
+        assert!(got.is_err() && bad.kind == Kind::Damaged && bad.what.contains("base/5/1259"), "{bad}");
+    }
+
+    #[test]
+    fn a_page_that_was_being_written_is_delivered_as_it_became() {
+        let (before, after) = (torn(Lsn(1)), page(Lsn(2)));
+        let check = |reader: &mut PageReader<'_>| {
+            let mut into = before.clone();
+            reader.check(&mut into, 0, 0).map(|()| into)
+        };
+        let (got, bad) = read(&after, check);
+        assert!(got.unwrap() == after && bad.is_none());
     }
 }

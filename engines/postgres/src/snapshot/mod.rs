@@ -2,13 +2,15 @@
 //!
 //! Either way the snapshot holds the log from its start to its end (`pg_wal/`), fetched over a replication link of its own, with
 //! a temporary slot that keeps it meanwhile: no archive is needed. What it stores is a data directory that a server can be
-//! started on as it is; tablespaces lie inside it. Kept beside it under `mainstay/`: the original tablespace map.
+//! started on as it is; tablespaces lie inside it. Kept beside it under `mainstay/`: the original tablespace map, and the server's
+//! configuration files where they lie outside the data directory.
 //!
 //! Dropping the future ends the server's backup (its session is closed) and the readers.
 
 mod files;
 mod own_log;
 mod protocol;
+mod settings;
 
 use std::io::Read;
 use std::sync::Arc;
@@ -113,6 +115,7 @@ impl Snapshot for Postgres {
             Way::Auto => files::data_dir(node, source.system_id).ok(),
             Way::Files => Some(files::data_dir(node, source.system_id)?),
         };
+        settings::copy(&job, &source.sql, data.is_some()).await?;
         let mut own = OwnLog::reserve(&job, meta.segment_size).await?;
         job.progress.stage("copy files");
         meta.way = if data.is_some() { "files" } else { "protocol" }.into();

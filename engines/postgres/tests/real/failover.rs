@@ -33,6 +33,11 @@ async fn the_window_goes_on_across_a_failover() {
         one(&standby, "SELECT pg_last_wal_replay_lsn()").await.parse::<Lsn>().unwrap() >= caught
     })
     .await;
+    // What is durable with us is not kept for us there either.
+    let moved = format!(
+        "SELECT bool_and(restart_lsn >= '{caught}') FROM pg_replication_slots WHERE slot_name LIKE 'mainstay_%'"
+    );
+    until_is(&standby, &moved, "t").await;
     // What is written from here on reaches us and not the standby: we are ahead of it when it is promoted.
     standby.batch_execute("ALTER SYSTEM SET primary_conninfo = ''").await.unwrap();
     standby.batch_execute("SELECT pg_reload_conf()").await.unwrap();

@@ -120,6 +120,10 @@ async fn an_odd_source_is_restored() {
         )
         .await
         .unwrap();
+    // As a restore by the shell script leaves it: an older snapshot's copy of the configuration.
+    let old = layout.nodes[0].data().join("mainstay");
+    std::fs::create_dir(&old).unwrap();
+    std::fs::write(old.join("pg_hba.conf"), "old").unwrap();
     let tip = world.engine.tip(&layout.access(), &lane()).await.unwrap();
     let follower = Follower::begin(&world, layout.access(), tip);
     let snapshots = [world.snapshot(&layout, Way::Files).await, world.snapshot(&layout, Way::Protocol).await];
@@ -138,11 +142,21 @@ async fn an_odd_source_is_restored() {
 
     for (name, snapshot) in ["files", "protocol"].into_iter().zip(&snapshots) {
         assert!(!snapshot.taken().meta["checksums"].as_bool().unwrap());
+        // The server's own configuration lies outside its data directory, and is in the snapshot all the same.
+        for (from, to) in [
+            ("mainstay.conf", "postgresql.conf"),
+            ("pg_hba.conf", "pg_hba.conf"),
+            ("pg_ident.conf", "pg_ident.conf"),
+        ] {
+            let source = std::fs::read_to_string(layout.nodes[0].dir.join(from)).unwrap();
+            assert_eq!(stored(snapshot, &format!("mainstay/{to}")), source, "{name}");
+        }
         let sandbox = world.layout(name, 1, &config, true);
         world.restore_into(&sandbox, snapshot, &log, &here).await.unwrap();
         let restored = sql(&sandbox, 0).await;
         assert_eq!(one(&restored, "SELECT count(*) FROM t").await, "9000");
         assert_eq!(one(&restored, "SELECT count(*) FROM u").await, "0");
+        assert!(!sandbox.nodes[0].data().join("mainstay").exists());
         // Would wait for ever, or reach the archive.
         for statement in ["INSERT INTO t VALUES (0), (-1)", "SELECT pg_switch_wal()", "CHECKPOINT"] {
             tokio::time::timeout(PATIENCE, restored.batch_execute(statement)).await.unwrap().unwrap();

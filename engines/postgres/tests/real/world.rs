@@ -219,12 +219,19 @@ impl World {
 
     pub async fn snapshot(&self, layout: &Layout, way: Way) -> MemorySnapshotSource {
         let sink = MemorySnapshot::new();
-        let options = SnapshotOptions { way, jobs: 3, label: "mainstay test".into() };
-        let sink_dyn: Arc<dyn SnapshotSink> = sink.clone();
-        let taken = Snapshot::snapshot(&*self.engine, &layout.access(), &options, sink_dyn, Arc::new(Quiet))
-            .await
-            .unwrap();
+        let taken = self.snapshot_into(layout, way, 3, sink.clone()).await.unwrap();
         sink.finish(taken)
+    }
+
+    pub async fn snapshot_into(
+        &self,
+        layout: &Layout,
+        way: Way,
+        jobs: usize,
+        sink: Arc<dyn SnapshotSink>,
+    ) -> Result<Taken> {
+        let options = SnapshotOptions { way, jobs, label: "mainstay test".into() };
+        Snapshot::snapshot(&*self.engine, &layout.access(), &options, sink, Arc::new(Quiet)).await
     }
 
     /// Restores into a sandbox and gives its layout.
@@ -258,6 +265,18 @@ impl World {
         log: &dyn LogSource,
         cut: &Place,
     ) -> Result<Replayed> {
+        self.restore_around(layout, snapshot, log, cut, || {}).await
+    }
+
+    /// The same, with something done between the files and the log.
+    pub async fn restore_around(
+        &self,
+        layout: &Layout,
+        snapshot: &dyn SnapshotSource,
+        log: &dyn LogSource,
+        cut: &Place,
+        between: impl FnOnce(),
+    ) -> Result<Replayed> {
         let position = mainstay_model::Position::single(lane(), cut.clone());
         let job = RestoreJob {
             layout,
@@ -273,6 +292,7 @@ impl World {
             progress: Arc::new(Quiet),
         };
         Restore::restore(&*self.engine, &job).await?;
+        between();
         Replay::replay(&*self.engine, &job).await
     }
 
@@ -369,4 +389,11 @@ pub async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
         assert!(begun.elapsed() < PATIENCE, "{what}: not within {PATIENCE:?}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// A small file of a snapshot.
+pub fn stored(snapshot: &dyn SnapshotSource, path: &str) -> String {
+    let mut text = String::new();
+    std::io::Read::read_to_string(&mut snapshot.open(path).unwrap(), &mut text).unwrap();
+    text
 }
