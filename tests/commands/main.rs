@@ -4,6 +4,10 @@
 #[expect(dead_code, reason = "these tests start no servers")]
 mod support;
 
+use std::os::unix::process::CommandExt as _;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
 use support::{Fleet, SHOP, SMALL};
 
 #[test]
@@ -72,6 +76,22 @@ fn failures_are_json_and_end_with_what_to_do() {
     }
     std::fs::remove_file(fleet.path().join("fleet.yaml")).unwrap();
     assert_eq!(fleet.run(&["status"]).code, 2);
+}
+
+#[test]
+fn a_stop_while_settings_are_checked_is_no_mistake_of_the_file() {
+    let fleet = Fleet::new(
+        &SMALL.replace("engine: postgres,", "engine: postgres, config: { jit: off, work_mem: 8MB },"),
+    );
+    for delay_ms in [20, 40, 60, 80, 100, 130, 160] {
+        let mut command = fleet.command(&["backup", "run", "orders"]);
+        let child = command.stderr(Stdio::piped()).process_group(0).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(delay_ms));
+        let _ = Command::new("kill").args(["-INT", "--", &format!("-{}", child.id())]).status();
+        let ended = child.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&ended.stderr);
+        assert!(ended.status.code() != Some(2) && !said.contains("mistake"), "after {delay_ms} ms: {said}");
+    }
 }
 
 #[test]

@@ -30,6 +30,11 @@ fn a_daemon_started_without_its_vault_keeps_the_logs() {
     assert!(!fleet.vault().join("format.json").exists(), "another vault was made");
     let health = fleet.exits(3, &["health"]);
     assert!(health.stdout.contains("its vault cannot be opened"), "{}", health.stdout);
+    for writes in [&["backup", "run", "stock"][..], &["serve", "--once"]] {
+        let refused = fleet.exits(1, writes);
+        assert_eq!(refused.json["error"]["code"].as_str(), Some("vault-gone"), "{}", refused.stdout);
+    }
+    assert!(!fleet.vault().join("format.json").exists(), "another vault was made");
 
     // The daemon is killed, and the next one goes on from the spool.
     fleet.kill_servers();

@@ -18,6 +18,7 @@ fn an_environment_is_replaced_undone_and_finished() {
     fleet.wait_window(&["orders", "stock"], &before);
     fleet.ask("orders", "DELETE FROM t WHERE id > 10;");
     fleet.ask("stock", "SET k after");
+    let given_up = now();
 
     // Without consent nothing happens.
     let refused =
@@ -46,6 +47,9 @@ fn an_environment_is_replaced_undone_and_finished() {
     let restored = fleet.ok(&["recover", "run", "orders", "--latest"]);
     let uri = crate::support::sandbox_uris(&restored, "orders");
     assert_eq!(ask(&uri[0], "SELECT count(*) FROM t;"), ["101"]);
+    // What was given up is no instant of the group any more: one of its clusters would answer from what survived, the other from what did not.
+    let refused = fleet.exits(1, &["recover", "run", "shop", "--at", &given_up]);
+    assert_eq!(refused.json["error"]["code"], "given-up", "{}", refused.stdout);
 }
 
 #[test]

@@ -6,6 +6,7 @@ mod support;
 mod away;
 mod cancelled;
 mod failover;
+mod gone;
 mod in_place;
 mod increments;
 mod kills;

@@ -45,17 +45,23 @@ fn damage_and_impossible_targets_are_refused() {
     assert!(refused.json["error"]["message"].as_str().unwrap().contains(name), "{}", refused.stdout);
     let next = refused.stderr.trim_end().lines().last().unwrap();
     assert!(next.starts_with("next: ") && next.contains("mainstay backup run orders"), "{}", refused.stderr);
-    // A snapshot since then does not need what was damaged, but for what it took over: the one that is whole is named.
+    // A snapshot since then takes nothing over from what is damaged, and is begun with; the damaged one only if it is named.
     let taken = fleet.ok(&["backup", "run", "orders"]);
     let id = taken["snapshot"].as_str().unwrap();
     let unknown = fleet.exits(1, &["recover", "plan", "orders", "--latest", "--snapshot", "nothing"]);
     assert!(unknown.json["error"]["message"].as_str().unwrap().contains("nothing"), "{}", unknown.stdout);
-    let planned = fleet.ok(&["recover", "plan", "orders", "--latest", "--snapshot", id]);
+    let planned = fleet.ok(&["recover", "plan", "orders", "--latest"]);
     assert_eq!(planned["clusters"][0]["snapshot"].as_str(), Some(id));
+    fleet.ok(&["recover", "run", "orders", "--latest"]);
+    fleet.ok(&["recover", "drop", "--all"]);
+    let rows = fleet.ok(&["backup", "list", "orders"]);
+    let damaged =
+        rows.as_array().unwrap().iter().find(|row| row["state"] == "damaged").expect("a damaged one");
+    let damaged = damaged["snapshot"].as_str().unwrap();
     // Cut short, it is refused before anything is made.
     let length = std::fs::metadata(&pack).unwrap().len();
     std::fs::File::options().write(true).open(&pack).unwrap().set_len(length - 1).unwrap();
-    let refused = fleet.exits(1, &["recover", "plan", "orders", "--latest"]);
+    let refused = fleet.exits(1, &["recover", "plan", "orders", "--latest", "--snapshot", damaged]);
     let message = refused.json["error"]["message"].as_str().unwrap();
     assert!(message.contains(name) && message.contains("bytes"), "{}", refused.stdout);
 

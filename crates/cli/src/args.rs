@@ -213,7 +213,7 @@ pub struct VerifyArgs {
 
 #[derive(Args, Debug)]
 pub struct PruneArgs {
-    /// The clusters; all of the fleet file if none is named. A cluster that is no longer in the file is pruned by name
+    /// The clusters; all of the fleet file if none is named. A cluster that is no longer in the file is pruned by name: all of it goes but what is pinned
     #[arg(value_name = "CLUSTER")]
     pub clusters: Vec<String>,
     /// Say what would go, and touch nothing
@@ -332,7 +332,7 @@ pub struct RecoverRunArgs {
     /// `sandbox`, or the environment's name to replace its data
     #[arg(long, value_name = "sandbox|ENV", default_value = "sandbox")]
     pub into: String,
-    /// What becomes of times to live [default: shift into a sandbox; asked for an environment]
+    /// What becomes of times to live [default: shift]
     #[arg(long, value_enum)]
     pub ttl: Option<TtlArg>,
     /// Files restored at once

@@ -1,7 +1,7 @@
 //! How a command fails: a stable code, what was wrong, what to do next, and the exit code.
 
 use std::error::Error as StdError;
-use std::fmt;
+use std::{fmt, io};
 
 /// A command that failed or judged that something is not well.
 #[derive(Debug)]
@@ -54,9 +54,33 @@ impl Failure {
             }
             below = source.source();
         }
-        let hint = hint.unwrap_or_else(|| "run it again with -v to see more of what happened".to_owned());
+        let hint = hint.unwrap_or_else(|| remedy(error).to_owned());
         Self::failed(code, message, hint)
     }
+}
+
+/// What to do about an error that has no hint of its own: what lies under it may say.
+fn remedy(error: &(dyn StdError + 'static)) -> &'static str {
+    const NOT_WRITABLE: &str = "make that folder writable for this user, or name another (--home, or the vault's `url`), and run it again";
+    const FULL: &str = "make room where that is stored, and run it again";
+    let mut under = Some(error);
+    while let Some(error) = under {
+        if let Some(error) = error.downcast_ref::<io::Error>() {
+            match error.kind() {
+                io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => return NOT_WRITABLE,
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => return FULL,
+                _ => {}
+            }
+        }
+        if let Some(mainstay_store::Error { kind: mainstay_store::Kind::Full, .. }) = error.downcast_ref() {
+            return FULL;
+        }
+        if let Some(mainstay_state::Error::Io { .. }) = error.downcast_ref() {
+            return "make its folder writable for this user, and see that there is room on its disk";
+        }
+        under = error.source();
+    }
+    "run it again with -v to see more of what happened"
 }
 
 impl fmt::Display for Failure {
@@ -89,11 +113,9 @@ impl From<mainstay_vault::Error> for Failure {
 
 impl From<mainstay_store::Error> for Failure {
     fn from(error: mainstay_store::Error) -> Self {
-        Self::of(
-            error.kind.code(),
-            &error,
-            Some("see that the store is there, and that its credentials are right".to_owned()),
-        )
+        let hint = "see that the store is there, and that its credentials are right";
+        let has_room = error.kind != mainstay_store::Kind::Full;
+        Self::of(error.kind.code(), &error, has_room.then(|| hint.to_owned()))
     }
 }
 
@@ -107,5 +129,38 @@ impl From<mainstay_recovery::Error> for Failure {
 impl From<mainstay_state::Error> for Failure {
     fn from(error: mainstay_state::Error) -> Self {
         Self::of(error.code(), &error, error.hint())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_that_cannot_be_written_is_told_as_that() {
+        let io = |kind| mainstay_runtime::Error::Io {
+            what: "create folder /x".into(),
+            source: io::Error::from(kind),
+        };
+        let full = mainstay_store::Error::new(mainstay_store::Kind::Full, "put", "c/x");
+        let state = mainstay_state::Error::Io { path: "/x/state.db".into(), reason: "disk I/O error".into() };
+        for (failure, expect) in [
+            (Failure::from(io(io::ErrorKind::PermissionDenied)), "writable"),
+            (Failure::from(io(io::ErrorKind::ReadOnlyFilesystem)), "writable"),
+            (Failure::from(io(io::ErrorKind::StorageFull)), "make room"),
+            (Failure::from(io(io::ErrorKind::BrokenPipe)), "-v"),
+            (Failure::from(full), "make room"),
+            (
+                Failure::from(mainstay_vault::Error::from(mainstay_store::Error::new(
+                    mainstay_store::Kind::Full,
+                    "put",
+                    "c/x",
+                ))),
+                "make room",
+            ),
+            (Failure::from(state), "writable"),
+        ] {
+            assert!(failure.hint.contains(expect), "{failure}: {}", failure.hint);
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! What a command works with: the fleet, this machine's home, vaults and clusters, each opened when it is first needed.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use mainstay_engine::{Access, Engine, Layout, NodeAccess};
@@ -32,8 +32,10 @@ pub type Vaults = Arc<Mutex<BTreeMap<String, Vault>>>;
 /// Whether a vault that is not there is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Missing {
-    /// The command writes backups: make it, loudly if that mints a key.
+    /// The command writes backups: make it, loudly if that mints a key; unless this home knows of one there, which is gone then.
     Make,
+    /// The command is there to make it, also where one is gone.
+    Init,
     /// The command only looks: say that there is none.
     Fail,
     /// The command keeps log on this machine until the vault is there: go on with the one that this home knows, loudly.
@@ -200,26 +202,17 @@ impl<'a> Session<'a> {
     async fn open_vault(&self, name: &str, spec: &VaultSpec, missing: Missing) -> Result<Vault> {
         let store = self.store(spec)?;
         let keys = self.home.keys();
-        if missing == Missing::Fail {
-            return match Vault::open(store.clone(), &keys).await {
-                Err(error @ mainstay_vault::Error::NoVault { .. })
-                    if Vault::known_in(&store, &keys)?.is_some() =>
-                {
-                    let hint = "see that its disk is mounted; if it is gone for good, `mainstay vault init` makes another";
-                    let failure = Failure::of("vault-gone", &error, Some(hint.to_owned()));
-                    let message = format!("{}, where this home backed up to one", failure.message);
-                    Err(Failure { message, ..failure })
-                }
-                Err(error @ mainstay_vault::Error::NoVault { .. }) => {
-                    let hint = "nothing was backed up yet: mainstay backup run CLUSTER, or mainstay serve";
-                    Err(Failure::of(error.code(), &error, Some(hint.to_owned())))
-                }
-                other => Ok(other?),
-            };
-        }
+        let recipients = &spec.recipients;
         let opened = match missing {
-            Missing::Spool => Vault::open_or_known(store, &spec.recipients, &keys).await?,
-            Missing::Make | Missing::Fail => Vault::open_or_create(store, &spec.recipients, &keys).await?,
+            Missing::Fail => {
+                return Vault::open(store.clone(), &keys).await.map_err(|e| no_vault(e, &store, &keys));
+            }
+            Missing::Spool => Vault::open_or_known(store, recipients, &keys).await?,
+            Missing::Init => Vault::open_or_init(store, recipients, &keys).await?,
+            Missing::Make => {
+                let opened = Vault::open_or_create(store.clone(), recipients, &keys).await;
+                opened.map_err(|e| no_vault(e, &store, &keys))?
+            }
         };
         if let Some(away) = &opened.away {
             let why = Failure::of("vault-away", away, None);
@@ -276,6 +269,27 @@ impl<'a> Session<'a> {
 
     fn spool(&self, cluster: &Cluster) -> PathBuf {
         self.home.spool(self.fleet.name.as_str(), self.fleet.environment.name.as_str(), cluster.name.as_str())
+    }
+}
+
+/// What is said where there is no vault: that it is gone, where this home knows of one, and else that nothing was backed up yet.
+fn no_vault(error: mainstay_vault::Error, store: &Store, keys: &Path) -> Failure {
+    if !matches!(error, mainstay_vault::Error::NoVault { .. }) {
+        return error.into();
+    }
+    match Vault::known_in(store, keys) {
+        Ok(Some(_)) => {
+            let hint =
+                "see that its disk is mounted; if it is gone for good, `mainstay vault init` makes another";
+            let failure = Failure::of("vault-gone", &error, Some(hint.to_owned()));
+            let message = format!("{}, where this home backed up to one", failure.message);
+            Failure { message, ..failure }
+        }
+        Ok(None) => {
+            let hint = "nothing was backed up yet: mainstay backup run CLUSTER, or mainstay serve";
+            Failure::of(error.code(), &error, Some(hint.to_owned()))
+        }
+        Err(error) => error.into(),
     }
 }
 

@@ -129,6 +129,8 @@ impl Daemon {
 
 async fn read(of: &Protected, fleet: &str, environment: &str) -> Result<VaultView, BoxError> {
     let name = of.cluster.name.as_str();
+    // A place that was not seen to hold the vault yet says nothing of what that holds.
+    of.vault.vault().confirm().await?;
     let catalogue = Catalogue::load(&of.vault).await?;
     let proofs = of.vault.vault().proofs::<Proof>(fleet, environment, name).await?;
     let newest = proofs.iter().map(|(_, proof)| proof).max_by_key(|proof| proof.made_at);

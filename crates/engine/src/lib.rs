@@ -56,6 +56,11 @@ pub trait Engine: Send + Sync {
     /// `Invalid`, with the form that is expected.
     fn read_place(&self, text: &str) -> Result<Place>;
 
+    /// Whether what it holds may have a time to live ([`Ttl`]).
+    fn expires(&self) -> bool {
+        false
+    }
+
     /// Copies a cluster.
     fn snapshot(&self) -> Option<&dyn Snapshot> {
         None

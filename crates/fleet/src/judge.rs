@@ -79,6 +79,7 @@ fn places(draft: &Draft, cluster: &Cluster, report: &mut Report) {
             let at = draft.tree.locate(&["clusters", name, "nodes"]);
             if matches!(cluster.nodes, Nodes::Count(_))
                 && node("nodes").is_none_or(|nodes| nodes.items().is_empty())
+                && !misspelt(draft, &["clusters", name], "nodes", report)
             {
                 let message = format!(
                     "`{}` has servers that run already, and `{name}` does not say where",
@@ -87,7 +88,10 @@ fn places(draft: &Draft, cluster: &Cluster, report: &mut Report) {
                 let hint = "write `nodes: [\"host:port\", …]`, here or in the environment's `clusters`";
                 report.add_judged(codes::EXTERNAL_NEEDS_NODES, at, message, hint);
             }
-            if cluster.access.is_none() && node("access").is_none() {
+            if cluster.access.is_none()
+                && node("access").is_none()
+                && !misspelt(draft, &["clusters", name], "access", report)
+            {
                 let message = format!(
                     "`{}` has servers that run already, and `{name}` does not say how to get in",
                     environment.name
@@ -116,6 +120,15 @@ fn places(draft: &Draft, cluster: &Cluster, report: &mut Report) {
     }
 }
 
+/// Whether `key` is not there and something that is no key stands beside it, which may have been meant for it: what then follows from the
+/// default of `key` is no mistake of its own.
+fn misspelt(draft: &Draft, section: &[&str], key: &str, report: &Report) -> bool {
+    draft.tree.find(section).is_some_and(|section| {
+        section.entry(key).is_none()
+            && section.entries().iter().any(|entry| report.has_kind(codes::UNKNOWN_KEY, entry.key_at))
+    })
+}
+
 /// Whether any environment's servers are elsewhere: then the hosts that clusters name are meant for it.
 fn has_other_hosts(tree: &Node) -> bool {
     let environments = tree.get("environments").map(|all| all.keys().collect::<Vec<_>>()).unwrap_or_default();
@@ -125,7 +138,8 @@ fn has_other_hosts(tree: &Node) -> bool {
 fn shape(draft: &Draft, cluster: &Cluster, report: &mut Report) {
     let Some(shape) = cluster.cluster else { return };
     let (count, each) = (cluster.nodes.count(), shape.replicas.saturating_add(1));
-    if !count.is_multiple_of(each) {
+    let name = cluster.name.as_str();
+    if !count.is_multiple_of(each) && !misspelt(draft, &["clusters", name], "nodes", report) {
         let at = draft.tree.locate(&["clusters", cluster.name.as_str(), "nodes"]);
         let message = format!(
             "{} cannot be divided into primaries with {} each",
@@ -164,6 +178,9 @@ fn tier(draft: &Draft, cluster: &Cluster, report: &mut Report) {
     for (key, scenario, objective) in scenarios {
         let Some(rpo) = objective.and_then(|objective| objective.rpo) else { continue };
         let Some((best, hint)) = shortfall(cluster.backup.as_ref(), rpo) else { continue };
+        if misspelt_backup(draft, cluster.name.as_str(), report) {
+            continue;
+        }
         let at = tree.locate(&["tiers", name.as_str(), key, "rpo"]);
         let message = format!(
             "an RPO of {} for {scenario} is tighter than the backups of `{}` can give: {best}",
@@ -172,6 +189,12 @@ fn tier(draft: &Draft, cluster: &Cluster, report: &mut Report) {
         );
         report.add_judged(codes::RPO_TOO_TIGHT, at, message, hint);
     }
+}
+
+/// Whether a cluster's `backup`, or the `follow` in it, may be there under a misspelt name.
+fn misspelt_backup(draft: &Draft, cluster: &str, report: &Report) -> bool {
+    misspelt(draft, &["clusters", cluster], "backup", report)
+        || misspelt(draft, &["clusters", cluster, "backup"], "follow", report)
 }
 
 /// What a backup policy gives, and how to mend it, where that is more than `rpo`.
@@ -270,7 +293,9 @@ fn settings(draft: &Draft, cluster: &Cluster, engines: &[&dyn Engine], report: &
         };
         let path = ["clusters", name].into_iter().chain(mistake.key.split('.')).collect::<Vec<_>>();
         let at = at.unwrap_or_else(|| draft.tree.locate(&path));
-        if !report.has(at) {
+        let of_default = ["nodes", "cluster"].contains(&mistake.key.as_str())
+            && misspelt(draft, &["clusters", name], &mistake.key, report);
+        if !report.has(at) && !of_default {
             let hint = mistake.hint.unwrap_or_else(|| format!("change or remove `{}`", mistake.key));
             found.push((code, at, mistake.message, hint));
         }
@@ -359,7 +384,9 @@ fn members(draft: &Draft, group: &str, clusters: &[&str], report: &mut Report) {
             continue;
         }
         let Some(cluster) = draft.fleet.clusters.get(member) else { continue };
-        if !cluster.backup.as_ref().is_some_and(|backup| backup.follow) {
+        if !cluster.backup.as_ref().is_some_and(|backup| backup.follow)
+            && !misspelt_backup(draft, member, report)
+        {
             let message =
                 format!("`{member}` is not followed, so it cannot be brought to the instant of `{group}`");
             let hint = format!("give `{member}` a `backup: {{ follow: true }}`, or take it out of the group");

@@ -145,6 +145,11 @@ impl Report {
         self.found.iter().any(|(other, ..)| other.begins_with(at))
     }
 
+    /// Whether a mistake of that kind was noted there.
+    pub fn has_kind(&self, code: &str, at: At) -> bool {
+        self.found.iter().any(|(other, kind, ..)| *kind == code && other.begins_with(at))
+    }
+
     /// The mistakes in order, or nothing if there are none.
     pub fn finish(mut self, text: &str, file: &str) -> Option<Mistakes> {
         self.found.sort();

@@ -160,7 +160,7 @@ pub struct Keep {
     pub monthly: u32,
     /// The newest snapshot of each of the last so many years that have one.
     pub yearly: u32,
-    /// Never fewer than this many snapshots, however old. At least 1.
+    /// Never fewer than this many snapshots, however old. At least 1 of any cluster of the file; 0 lets go of all, and of the log.
     pub least: u32,
     /// The log of this last stretch of time, and what a snapshot at its beginning needs.
     pub log: Duration,

@@ -3,12 +3,13 @@
 //! Everything comes from the objects in the vault. A snapshot whose manifest is damaged is told beside the good ones, never in place of
 //! them; one that a prune has marked is no longer offered. Log whose chain does not fit is kept out by `VaultFetch`, which names it.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use mainstay_model::{Branch, Instant, Lane, Offset};
-use mainstay_vault::{ClusterVault, LogContent, LogKind, LogObject, SnapshotRecord};
+use mainstay_vault::{ClusterVault, LogContent, LogKind, LogObject, SnapshotRecord, SnapshotState};
 
 use crate::Protected;
 use crate::error::{Doing, Error, Result};
@@ -144,6 +145,19 @@ impl Catalogue {
             life.snapshots.retain(|snapshot| !ids.contains(&snapshot.id));
         }
         less
+    }
+
+    /// The same candidates; of each life, those first that no verification found damaged. The newest life stays the first: another holds other data.
+    pub(crate) fn whole_first(&self, mut candidates: Vec<(usize, usize)>) -> Vec<(usize, usize)> {
+        let is_damaged =
+            |&(life, copy): &(usize, usize)| self.is_damaged(&self.past.lives[life].snapshots[copy].id);
+        candidates.sort_by_key(|candidate| (Reverse(candidate.0), is_damaged(candidate)));
+        candidates
+    }
+
+    /// Whether a verification found a snapshot damaged.
+    pub(crate) fn is_damaged(&self, id: &str) -> bool {
+        self.records.get(id).is_some_and(|record| record.state == SnapshotState::Damaged)
     }
 
     /// Whether a snapshot is among those that can be had.

@@ -336,7 +336,7 @@ async fn one(
     let mut left = Cow::Borrowed(catalogue);
     let (mut warnings, mut last) = (Vec::new(), None);
     for _ in 0..DAMAGED_MAX {
-        let mut candidates = wanted.candidates(&left.past);
+        let mut candidates = left.whole_first(wanted.candidates(&left.past));
         let id_of = |&(life, copy): &(usize, usize)| left.past.lives[life].snapshots[copy].id.clone();
         candidates.retain(|c| !options.avoid.contains(&id_of(c)));
         let (chosen, others): (Vec<_>, Vec<_>) =
@@ -358,6 +358,16 @@ async fn one(
         };
         match begin(of, &left, **best, &wanted, options).await? {
             Ok((mut ready, skew)) => {
+                if left.is_damaged(&ready.plan.snapshot) {
+                    let what = match only {
+                        Some(_) => "it was asked for",
+                        None => "no whole one of its life reaches the target",
+                    };
+                    ready.plan.warnings.push(format!(
+                        "a verification found snapshot {} damaged; {what}",
+                        ready.plan.snapshot
+                    ));
+                }
                 ready.plan.others = next.iter().chain(&others).map(|c| id_of(c)).collect();
                 ready.plan.warnings.append(&mut warnings);
                 return Ok(Ok((ready, skew)));

@@ -116,8 +116,14 @@ pub async fn incarnation(of: &Protected) -> Result<String> {
             });
         }
     }
-    of.incarnation.clone().ok_or_else(|| Error::Invalid {
-        what: format!("{cluster} does not say which incarnation its data is"),
-        hint: Some(format!("see `mainstay status` for whether {cluster} runs")),
+    of.incarnation.clone().ok_or_else(|| match of.access.nodes.is_empty() {
+        true => Error::Invalid {
+            what: format!("{cluster} was never brought up (`mainstay up` does)"),
+            hint: Some("bring it up: mainstay up".to_owned()),
+        },
+        false => Error::Invalid {
+            what: format!("{cluster} does not say which incarnation its data is"),
+            hint: Some(format!("see `mainstay status` for whether {cluster} runs")),
+        },
     })
 }

@@ -3,13 +3,17 @@
 //! An object is written to `.tmp/`, fsynced, and moved into place; then the folder is fsynced. So a key names a whole object or none, also
 //! after the power failed. Creating links the file into place, which the kernel does for one only. Files are 0600, folders 0700.
 //! Temporary files carry their process in their names, and are swept when it is gone.
+//!
+//! From the first object on that was read or written, a folder is known by its inode. One that is gone (a disk that is not mounted), or has
+//! another in its place (that disk's empty mountpoint), is a store that cannot be reached until the right one is back: it is never made
+//! anew, and nothing is said of what it holds.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -21,6 +25,8 @@ use crate::{Backend, Error, Kind, Listing, Object, Result};
 #[derive(Clone, Debug)]
 pub struct Folder {
     root: Arc<PathBuf>,
+    /// The root's inode, since an object was read or written. Without the device, which is another when a disk is mounted again.
+    inode: Arc<OnceLock<u64>>,
 }
 
 const TEMPORARY: &str = ".tmp";
@@ -33,14 +39,57 @@ const FOLDER_RACES_MAX: usize = 16;
 static COUNTER: AtomicU64 = AtomicU64::new(0);
 
 impl Folder {
-    /// Opens a folder, and makes it where there is none.
+    /// Opens a folder. Where there is none, the first write makes it.
     ///
     /// # Errors
-    /// When it cannot be made.
+    /// When something else is there, or it cannot be seen.
     pub fn open(root: PathBuf) -> Result<Self> {
-        let name = root.display().to_string();
-        make_folders(&root.join(TEMPORARY)).map_err(|e| Error::io("open", &name, e))?;
-        Ok(Self { root: Arc::new(root) })
+        let seen = match fs::metadata(&root) {
+            Ok(metadata) if metadata.is_dir() => Ok(()),
+            Ok(_) => Err(ErrorKind::NotADirectory.into()),
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
+            Err(e) => Err(e),
+        };
+        seen.map_err(|e| Error::io("open", &root.display().to_string(), e))?;
+        Ok(Self { root: Arc::new(root), inode: Arc::default() })
+    }
+
+    /// The inode of the folder that is there, if one is; an error unless it is the known one.
+    fn inode(&self, verb: &'static str, key: &str) -> Result<Option<u64>> {
+        let found = match fs::metadata(&*self.root) {
+            Ok(metadata) => metadata.is_dir().then(|| metadata.ino()),
+            Err(e) if e.kind() == ErrorKind::PermissionDenied => return Err(Error::io(verb, key, e)),
+            Err(_) => None,
+        };
+        if self.inode.get().is_some_and(|known| found != Some(*known)) {
+            let root = self.root.display();
+            return Err(Error::new(Kind::Unavailable, verb, key).source(format!(
+                "the folder {root} is gone, or another is in its place: is its disk mounted?"
+            )));
+        }
+        Ok(found)
+    }
+
+    /// Makes the root that was never read from or written to, where it is not there; from then on it is known.
+    fn make_root(&self) -> std::io::Result<()> {
+        if self.inode.get().is_none() {
+            make_folders(&self.root)?;
+            let inode = fs::metadata(&*self.root)?.ino();
+            self.inode.get_or_init(|| inode);
+        }
+        Ok(())
+    }
+
+    /// Makes a folder below the root, which must be there.
+    fn make_below(&self, path: &Path) -> std::io::Result<()> {
+        match path.parent().filter(|_| path != self.root.as_path()) {
+            _ if path.is_dir() => Ok(()),
+            Some(parent) => {
+                self.make_below(parent)?;
+                make_folder(path, parent)
+            }
+            None => Err(ErrorKind::NotFound.into()),
+        }
     }
 
     fn path(&self, key: &str) -> PathBuf {
@@ -56,7 +105,7 @@ impl Folder {
         options.write(true).create_new(true).mode(0o600);
         let file = match options.open(&path) {
             Err(e) if e.kind() == ErrorKind::NotFound => {
-                make_folders(&folder)?;
+                self.make_below(&folder)?;
                 options.open(&path)
             }
             other => other,
@@ -73,9 +122,10 @@ impl Folder {
     fn write(&self, key: &str, bytes: &[u8], create: bool) -> std::io::Result<()> {
         let target = self.path(key);
         let parent = target.parent().unwrap_or(&self.root);
+        self.make_root()?;
         let mut temporary = self.write_temporary(bytes)?;
         for _ in 0..FOLDER_RACES_MAX {
-            make_folders(parent)?;
+            self.make_below(parent)?;
             let moved = match create {
                 true => fs::hard_link(&temporary.path, &target),
                 false => fs::rename(&temporary.path, &target).inspect(|()| temporary.gone = true),
@@ -162,7 +212,13 @@ impl Folder {
     }
 
     fn sweep_temporary(&self) -> std::io::Result<()> {
-        for entry in fs::read_dir(self.root.join(TEMPORARY))? {
+        let entries = match fs::read_dir(self.root.join(TEMPORARY)) {
+            Ok(entries) => entries,
+            // Nothing was ever written.
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
+            Err(e) => return Err(e),
+        };
+        for entry in entries {
             let entry = entry?;
             let name = entry.file_name();
             let mut parts = name.to_str().unwrap_or("").split('-');
@@ -185,7 +241,30 @@ impl Folder {
         work: impl FnOnce(&Self, &str) -> std::io::Result<T> + Send + 'static,
     ) -> Result<T> {
         let (this, key) = (self.clone(), key.to_owned());
-        spawn_blocking(move || work(&this, &key).map_err(|e| Error::io(verb, &key, e))).await
+        spawn_blocking(move || {
+            this.inode(verb, &key)?;
+            let done = work(&this, &key).map_err(|e| Error::io(verb, &key, e));
+            // What was found, missed or written in another folder was not so in this one.
+            this.inode(verb, &key)?;
+            done
+        })
+        .await
+    }
+
+    /// As [`Self::blocking`], of an object: where it is found, the folder that it is in is known from then on.
+    async fn finding<T: Send + 'static>(
+        &self,
+        verb: &'static str,
+        key: &str,
+        work: impl FnOnce(&Self, &str) -> std::io::Result<T> + Send + 'static,
+    ) -> Result<T> {
+        self.blocking(verb, key, move |this, key| {
+            let before = fs::metadata(&*this.root)?.ino();
+            let found = work(this, key)?;
+            this.inode.get_or_init(|| before);
+            Ok(found)
+        })
+        .await
     }
 }
 
@@ -201,10 +280,10 @@ impl Backend for Folder {
         self.blocking("create", key, move |this, key| this.write(key, &bytes, true)).await
     }
     async fn get(&self, key: &str, range: Option<(u64, u64)>) -> Result<Bytes> {
-        self.blocking("get", key, move |this, key| this.read(key, range)).await
+        self.finding("get", key, move |this, key| this.read(key, range)).await
     }
     async fn head(&self, key: &str) -> Result<Object> {
-        let size = self.blocking("head", key, |this, key| fs::metadata(this.path(key))).await?;
+        let size = self.finding("head", key, |this, key| fs::metadata(this.path(key))).await?;
         if !size.is_file() {
             return Err(Error::new(Kind::NotFound, "head", key));
         }
@@ -242,25 +321,28 @@ fn join(folder: &str, name: &str) -> String {
     if folder.is_empty() { name.to_owned() } else { format!("{folder}/{name}") }
 }
 
-/// Makes a folder and those above it, each 0700 and fsynced in its parent.
+/// Makes a folder and those above it.
 fn make_folders(path: &Path) -> std::io::Result<()> {
-    if path.is_dir() {
-        return Ok(());
-    }
-    if let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
-        make_folders(parent)?;
-        match fs::DirBuilder::new().mode(0o700).create(path) {
-            Err(e) if e.kind() != ErrorKind::AlreadyExists => return Err(e),
-            _ => {}
+    match path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        _ if path.is_dir() => Ok(()),
+        Some(parent) => {
+            make_folders(parent)?;
+            make_folder(path, parent)
         }
-        match File::open(parent).and_then(|p| p.sync_all()) {
-            Err(e) if !matches!(e.kind(), ErrorKind::NotFound | ErrorKind::PermissionDenied) => {
-                return Err(e);
-            }
-            _ => {}
-        }
+        None => make_folder(path, Path::new(".")),
     }
-    Ok(())
+}
+
+/// Makes one folder, 0700 and fsynced in its parent.
+fn make_folder(path: &Path, parent: &Path) -> std::io::Result<()> {
+    match fs::DirBuilder::new().mode(0o700).create(path) {
+        Err(e) if e.kind() != ErrorKind::AlreadyExists => return Err(e),
+        _ => {}
+    }
+    match File::open(parent).and_then(|p| p.sync_all()) {
+        Err(e) if !matches!(e.kind(), ErrorKind::NotFound | ErrorKind::PermissionDenied) => Err(e),
+        _ => Ok(()),
+    }
 }
 
 /// When a process started, in clock ticks since the machine did; `0` when there is no such process.
@@ -299,5 +381,70 @@ mod tests {
         folder.delete("a/b/c").await.unwrap();
         folder.delete("a/b/c").await.unwrap();
         assert!(!home.path().join("deep/vault/a").exists());
+    }
+
+    #[tokio::test]
+    async fn a_folder_that_is_gone_is_unreachable_and_never_made_anew() {
+        let home = tempfile::tempdir().unwrap();
+        let (root, aside) = (home.path().join("vault"), home.path().join("aside"));
+        let made = Folder::open(root.clone()).unwrap();
+        // Nothing is known of it yet, and looking makes nothing.
+        assert_eq!(made.get("a/b", None).await.unwrap_err().kind, Kind::NotFound);
+        assert_eq!(made.list("").await.unwrap(), []);
+        made.sweep().await.unwrap();
+        assert!(!root.exists());
+        made.put("a/b", Bytes::from_static(b"hello")).await.unwrap();
+        let found = Folder::open(root.clone()).unwrap();
+        found.get("a/b", None).await.unwrap();
+        let never_read = Folder::open(root.clone()).unwrap();
+
+        fs::rename(&root, &aside).unwrap();
+        for is_empty_one_there in [false, true] {
+            if is_empty_one_there {
+                fs::create_dir(&root).unwrap();
+            }
+            for folder in [&made, &found] {
+                let body = || Bytes::from_static(b"x");
+                let failed = [
+                    folder.put("a/c", body()).await.map(drop),
+                    folder.create("a/d", body()).await.map(drop),
+                    folder.get("a/b", None).await.map(drop),
+                    folder.head("a/b").await.map(drop),
+                    folder.list("").await.map(drop),
+                    folder.list_level("a").await.map(drop),
+                    folder.delete("a/b").await.map(drop),
+                    folder.sweep().await.map(drop),
+                ];
+                for failed in failed {
+                    let error = failed.unwrap_err();
+                    assert_eq!(error.kind, Kind::Unavailable);
+                    assert!(error.source.unwrap().to_string().contains("is its disk mounted?"));
+                }
+            }
+            // One in which nothing was found yet may be a mountpoint whose disk is still to come.
+            assert_eq!(never_read.get("a/b", None).await.unwrap_err().kind, Kind::NotFound);
+            assert_eq!(root.exists(), is_empty_one_there);
+        }
+        assert_eq!(fs::read_dir(&root).unwrap().count(), 0);
+
+        fs::remove_dir(&root).unwrap();
+        fs::rename(&aside, &root).unwrap();
+        for folder in [&made, &found, &never_read] {
+            assert_eq!(&folder.get("a/b", None).await.unwrap()[..], b"hello");
+        }
+        made.put("a/c", Bytes::from_static(b"x")).await.unwrap();
+        assert_eq!(found.list("a").await.unwrap().len(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_root_that_vanishes_during_a_write_is_not_made_anew() {
+        let home = tempfile::tempdir().unwrap();
+        let root = home.path().join("vault");
+        let folder = Folder::open(root.clone()).unwrap();
+        folder.put("a", Bytes::new()).await.unwrap();
+        fs::remove_dir_all(&root).unwrap();
+        // As if it had been there a moment ago, when that was looked at.
+        assert_eq!(folder.write("b/c", b"x", false).unwrap_err().kind(), ErrorKind::NotFound);
+        assert!(!root.exists());
     }
 }

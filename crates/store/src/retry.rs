@@ -59,10 +59,10 @@ impl Limits {
 }
 
 impl Store {
-    /// Opens what the spec says. A folder is made (0700) where there is none; a bucket must exist. Touches no object.
+    /// Opens what the spec says. Where there is no folder, the first write makes it (0700); a bucket must exist. Touches no object.
     ///
     /// # Errors
-    /// `Invalid` for settings that make no sense, `Denied`, `Other` for a folder that cannot be made.
+    /// `Invalid` for settings that make no sense, `Denied`, `Other` where there is no folder but something else.
     pub fn open(spec: &StoreSpec) -> Result<Self> {
         match &spec.url {
             VaultUrl::File(path) => {

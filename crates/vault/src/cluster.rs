@@ -393,11 +393,19 @@ impl ClusterVault {
         Ok(self.vault.store().put(&key, bytes).await?)
     }
 
-    /// Snapshots and attempts that a prune has marked.
+    /// Snapshots and attempts that a prune has marked. What a damaged tomb says is left out: while that is there, nothing is pruned.
     pub(crate) async fn marked_snapshots(&self) -> Result<HashSet<String>> {
         let mut marked = HashSet::new();
-        for (_, tomb) in self.tombs().await? {
-            marked.extend(tomb.snapshots);
+        for object in self.vault.store().list_level(&self.tombs_prefix()).await?.objects {
+            match self.vault.get_small::<Tomb>(&object.key, "tomb").await {
+                Ok(tomb) => marked.extend(tomb.snapshots),
+                // Deleted since it was listed.
+                Err(error) if error.is_missing() => {}
+                Err(error @ Error::Damaged { .. }) => {
+                    tracing::warn!(%error, "cannot read what a prune has marked");
+                }
+                Err(error) => return Err(error),
+            }
         }
         Ok(marked)
     }
@@ -436,15 +444,17 @@ impl BesideSnapshots {
 
     pub fn record(&self, manifest: &Manifest) -> SnapshotRecord {
         let state = |what: &str| self.states.get(&(manifest.id.clone(), what.to_owned())).copied();
-        let (intact_at, proven_at) = (state("intact"), state("proven"));
+        let (intact_at, proven_at, damaged_at) = (state("intact"), state("proven"), state("damaged"));
         let m = manifest.clone();
         SnapshotRecord {
             pinned: self.pinned.contains(&m.id),
             leaving: self.marked.contains(&m.id),
-            state: match (proven_at, intact_at) {
-                (Some(_), _) => SnapshotState::Proven,
-                (None, Some(_)) => SnapshotState::Intact,
-                (None, None) => SnapshotState::Stored,
+            state: match (damaged_at, proven_at, intact_at) {
+                // Whatever was known before; it is taken back when all of it is found right again.
+                (Some(_), _, _) => SnapshotState::Damaged,
+                (None, Some(_), _) => SnapshotState::Proven,
+                (None, None, Some(_)) => SnapshotState::Intact,
+                (None, None, None) => SnapshotState::Stored,
             },
             intact_at,
             proven_at,

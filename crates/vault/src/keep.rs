@@ -10,7 +10,7 @@ use crate::SnapshotRecord;
 ///
 /// Days, weeks, months and years are those of UTC, by the time at which a snapshot is consistent. Where two incarnations have snapshots in one day, the
 /// newest of each stays. `least` and `log` count in the incarnation that is alive: the one with the snapshot that was finished
-/// last.
+/// last. Where `least` is 0 (of a cluster that is gone) neither counts.
 pub(crate) fn kept(records: &[SnapshotRecord], keep: &Keep, now: Instant) -> BTreeMap<String, Vec<String>> {
     let mut why: BTreeMap<String, Vec<String>> = BTreeMap::new();
     let mut say =
@@ -50,10 +50,13 @@ pub(crate) fn kept(records: &[SnapshotRecord], keep: &Keep, now: Instant) -> BTr
         }
     }
 
+    if keep.least == 0 {
+        return why;
+    }
     let alive = records.iter().max_by_key(|record| record.committed_at).map(|record| &record.incarnation);
     let mut of_alive = newest_first.iter().filter(|record| Some(&record.incarnation) == alive);
-    for record in of_alive.clone().take(keep.least.max(1) as usize) {
-        say(record, format!("least {}", keep.least.max(1)));
+    for record in of_alive.clone().take(keep.least as usize) {
+        say(record, format!("least {}", keep.least));
     }
     if let Some(record) = of_alive.find(|record| at(record) <= now - keep.log) {
         say(record, format!("log {}", format_duration(keep.log)));
@@ -128,6 +131,7 @@ mod tests {
             record("g", "1", "2026-03-31T01:00:00Z", 7),
         ];
         check(&NOTHING, &all, &["g"]);
+        check(&Keep { least: 0, ..NOTHING }, &all, &[]);
         check(&Keep { least: 3, ..NOTHING }, &all, &["e", "f", "g"]);
         check(&Keep { daily: 2, ..NOTHING }, &all, &["f", "g"]);
         // 30 and 31 March are in one week, which began on Monday the 30th.

@@ -45,6 +45,8 @@ pub struct SnapshotRecord {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SnapshotState {
+    /// An object that it needs was found damaged or missing, and it was not found whole since.
+    Damaged,
     /// Complete.
     Stored,
     /// Every object was re-read, every hash right.

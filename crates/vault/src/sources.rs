@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use mainstay_engine::Cut;
 
 use crate::Result;
-use crate::index::{Extent, Index, Pieces, Run, RunRef, ZEROS};
+use crate::index::{Extent, Index, PackInfo, Pieces, Run, RunRef, ZEROS};
 use crate::keys::PieceHash;
 use crate::pipeline::Pipeline;
 
@@ -21,8 +21,9 @@ struct Source {
     index: Arc<Index>,
     /// The numbers that this index's packs have in the new one.
     numbers: Mutex<HashMap<u64, u64>>,
-    /// Packs of which so little is in use that what is left is stored again, and they can go some day.
-    sparse: HashSet<u64>,
+    /// Packs that nothing is taken from: those that are not there as they were written, and those of which so little is in use that what is
+    /// left is stored again, and they can go some day.
+    avoided: HashSet<u64>,
 }
 
 /// Where some bytes are.
@@ -42,15 +43,16 @@ const SPARSE: u64 = 5;
 const SPARSE_CONTENT_MIN: u64 = 1 << 20;
 
 impl Sources {
-    /// In order of preference.
-    pub fn new(indexes: Vec<Arc<Index>>) -> Self {
+    /// In order of preference. `is_whole` says whether a pack is there as it was written, as far as is known.
+    pub fn new(indexes: Vec<Arc<Index>>, is_whole: impl Fn(&PackInfo) -> bool) -> Self {
         let source = |index: Arc<Index>| {
-            let sparse = |(n, content): (u64, u64)| {
-                let live = index.live.get(&n).copied().unwrap_or(0);
-                (content >= SPARSE_CONTENT_MIN && live < content / SPARSE).then_some(n)
+            let is_sparse = |pack: &PackInfo| {
+                let live = index.live.get(&pack.n).copied().unwrap_or(0);
+                pack.content >= SPARSE_CONTENT_MIN && live < pack.content / SPARSE
             };
-            let sparse = index.packs.values().map(|pack| (pack.n, pack.content)).filter_map(sparse).collect();
-            Source { index, numbers: Mutex::default(), sparse }
+            let avoided = index.packs.values().filter(|pack| is_sparse(pack) || !is_whole(pack));
+            let avoided = avoided.map(|pack| pack.n).collect();
+            Source { index, numbers: Mutex::default(), avoided }
         };
         Self { list: indexes.into_iter().map(source).collect(), pieces: Mutex::default() }
     }
@@ -103,7 +105,7 @@ impl Sources {
                     }
                     let mut extent = 0;
                     for (at, length, hash) in run.pieces() {
-                        if let Some(found) = locate(&run, &mut extent, at, length, number, &source.sparse) {
+                        if let Some(found) = locate(&run, &mut extent, at, length, number, &source.avoided) {
                             pieces.entry(*hash).or_insert(found);
                         }
                     }
@@ -155,8 +157,8 @@ impl FileBefore<'_> {
     /// Where the piece of that length and hash is, if it is at `at` in one of the sources. `at` must not go back.
     pub fn find(&mut self, at: u64, length: u64, step: u64, hash: &PieceHash) -> Result<Option<Found>> {
         for cursor in &mut self.cursors {
-            let sparse = &self.sources.list[cursor.source as usize].sparse;
-            if let Some(found) = cursor.find(at, length, step, hash, sparse)? {
+            let avoided = &self.sources.list[cursor.source as usize].avoided;
+            if let Some(found) = cursor.find(at, length, step, hash, avoided)? {
                 return Ok(Some(found));
             }
         }
@@ -171,7 +173,7 @@ impl Cursor<'_> {
         length: u64,
         step: u64,
         hash: &PieceHash,
-        sparse: &HashSet<u64>,
+        avoided: &HashSet<u64>,
     ) -> Result<Option<Found>> {
         while self.run.as_ref().is_none_or(|run| run.at + run.length() <= at) {
             let Some(next) = self.runs.get(self.next).filter(|run| run.at <= at) else { return Ok(None) };
@@ -186,7 +188,7 @@ impl Cursor<'_> {
         if !same_cut || run.hashes.get(n) != Some(hash) || *hash == ZEROS {
             return Ok(None);
         }
-        Ok(locate(run, &mut self.extent, at, length, self.source, sparse))
+        Ok(locate(run, &mut self.extent, at, length, self.source, avoided))
     }
 }
 
@@ -197,8 +199,8 @@ fn locate(
     at: u64,
     length: u64,
     source: u32,
-    sparse: &HashSet<u64>,
+    avoided: &HashSet<u64>,
 ) -> Option<Found> {
-    let e = run.extent_of(extent, at, length).filter(|e| !sparse.contains(&e.pack))?;
+    let e = run.extent_of(extent, at, length).filter(|e| !avoided.contains(&e.pack))?;
     Some(Found { source: Some(source), pack: e.pack, offset: e.offset, packed: e.packed, skip: e.skip })
 }

@@ -81,15 +81,8 @@ impl Vault {
     /// # Errors
     /// As [`Self::open_or_create`], where this home knows of none there.
     pub async fn open_or_known(store: Store, recipients: &[String], key_dir: &Path) -> Result<Opened> {
-        let known = crate::keys::known(key_dir, &store.name())?;
-        let opened = match &known {
-            // One that was here is not made a second time: a disk may only not be mounted.
-            Some(_) => {
-                Self::open(store.clone(), key_dir).await.and_then(|vault| Self::opened(vault, recipients))
-            }
-            None => Self::open_or_create(store.clone(), recipients, key_dir).await,
-        };
-        match (opened, known) {
+        let known = Self::known_in(&store, key_dir)?;
+        match (Self::open_or_create(store.clone(), recipients, key_dir).await, known) {
             (Err(error @ (Error::Store(_) | Error::NoVault { .. } | Error::Damaged { .. })), Some(id)) => {
                 let Some(keys) = Keys::load(&id, key_dir)? else { return Err(error) };
                 let mut vault = Self::with(store, keys);
@@ -177,11 +170,24 @@ impl Vault {
         Ok(Self::with(store, keys))
     }
 
-    /// Opens a vault, or makes it where there is none.
+    /// Opens a vault, or makes it where there is none and this home knows of none. One that was there is not made a second time: its disk
+    /// may only not be mounted.
     ///
     /// # Errors
-    /// As [`Self::open`] and [`Self::create`] (`Damaged` where a vault's objects are there and its format is not); `Invalid` when it is encrypted to other recipients than those given.
+    /// As [`Self::open`] (`NoVault` where this home knows of one) and [`Self::create`] (`Damaged` where a vault's objects are there and its
+    /// format is not); `Invalid` when it is encrypted to other recipients than those given.
     pub async fn open_or_create(store: Store, recipients: &[String], key_dir: &Path) -> Result<Opened> {
+        match Self::known_in(&store, key_dir)? {
+            Some(_) => Self::opened(Self::open(store, key_dir).await?, recipients),
+            None => Self::open_or_init(store, recipients, key_dir).await,
+        }
+    }
+
+    /// Opens a vault, or makes it where there is none, whatever this home knows to have been there: for when somebody asks for it.
+    ///
+    /// # Errors
+    /// As [`Self::open_or_create`], never `NoVault`.
+    pub async fn open_or_init(store: Store, recipients: &[String], key_dir: &Path) -> Result<Opened> {
         match Self::open(store.clone(), key_dir).await {
             Err(Error::NoVault { .. }) => {}
             opened => return Self::opened(opened?, recipients),

@@ -1,6 +1,7 @@
 //! Whether what is in the vault is what was written.
 
 mod absent;
+mod word;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::{Arc, Mutex};
@@ -95,6 +96,7 @@ pub(crate) async fn cluster(cluster: &ClusterVault, options: &VerifyOptions) -> 
     {
         return Err(error);
     }
+    verifier.beside(cluster).await?;
     verifier.cluster(cluster).await?;
     Ok(verifier.done())
 }
@@ -199,6 +201,21 @@ impl<'a> Verifier<'a> {
             }
         }
         Ok(())
+    }
+
+    /// What lies outside of the cluster and is about it: states of its snapshots, and tombs.
+    async fn beside(&mut self, cluster: &ClusterVault) -> Result<()> {
+        let mut ids: HashSet<String> = self.options.snapshot.iter().cloned().collect();
+        let mut objects = Vec::new();
+        if ids.is_empty() {
+            for incarnation in cluster.incarnations().await? {
+                ids.extend(cluster.folders(&incarnation).await?.0.into_iter().map(|folder| folder.id));
+            }
+            objects = self.vault.store().list(&cluster.tombs_prefix()).await?;
+        }
+        let states = self.vault.store().list("states").await?.into_iter();
+        objects.extend(states.filter(|o| o.key.split('/').nth(1).is_some_and(|id| ids.contains(id))));
+        self.small(objects).await
     }
 
     async fn format(&mut self) -> Result<()> {

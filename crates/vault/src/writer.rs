@@ -18,7 +18,7 @@ use crate::index::{Index, Line, PackInfo, Part, path_is_ok, seal_part, write_lin
 use crate::manifest::{Manifest, Started, attempt_lease, new_id};
 use crate::pipeline::Pipeline;
 use crate::sources::Sources;
-use crate::{ClusterVault, Error, Lease, Result, SnapshotRecord};
+use crate::{ClusterVault, Error, Lease, Packs, Result, SnapshotRecord};
 
 /// A snapshot that is being written: where the adapter's files go. Dropped without [`Self::commit`], it leaves what the next attempt takes
 /// up, or the second prune removes.
@@ -58,7 +58,8 @@ impl SnapshotWriter {
         let folder = format!("{prefix}/snap/{id}");
         let lease = vault.lease(&attempt_lease(&id), holder, ATTEMPT_TTL).await?;
         let started_key = format!("{folder}/started");
-        let mut chosen = choose(cluster, incarnation).await?;
+        let known = cluster.damage_known().await?;
+        let mut chosen = choose(cluster, incarnation, &known.snapshots).await?;
         for _ in 0..BEGINNINGS_MAX {
             let sources: Vec<_> = chosen.iter().map(|(id, _)| id.clone()).collect();
             let started = Started { id: id.clone(), holder: holder.to_owned(), begun_at, sources };
@@ -86,6 +87,16 @@ impl SnapshotWriter {
                 Err(error) => return Err(error),
             }
         }
+        // Listed after the indexes were read: the packs that they speak of were there before.
+        let stored = match indexes.is_empty() {
+            true => Packs::default(),
+            false => cluster.packs_stored(incarnation).await?,
+        };
+        let is_whole = |pack: &PackInfo| {
+            let key = crate::index::pack_key(&prefix, &pack.id);
+            stored.get(&key) == Some(&pack.bytes) && !known.objects.contains(&key)
+        };
+        let sources_of_pieces = Sources::new(indexes, is_whole);
         let pipeline = Pipeline::start(vault, &prefix, &folder, &attempt)?;
         Ok(Arc::new(Self {
             cluster: cluster.clone(),
@@ -95,7 +106,7 @@ impl SnapshotWriter {
             begun_at,
             begun,
             sources,
-            content: Content::new(Arc::clone(vault.keys()), pipeline, Sources::new(indexes)),
+            content: Content::new(Arc::clone(vault.keys()), pipeline, sources_of_pieces),
             lease: Mutex::new(Some(lease)),
             seen: Mutex::default(),
             files: AtomicU64::new(0),
@@ -254,9 +265,14 @@ impl fmt::Debug for SnapshotWriter {
 }
 
 /// What a new snapshot is compared with, best first: broken-off attempts newer than the newest snapshot, and that. With the parts of their
-/// indexes.
-async fn choose(cluster: &ClusterVault, incarnation: &str) -> Result<Vec<(String, Vec<Part>)>> {
-    let marked = cluster.marked_snapshots().await?;
+/// indexes. Nothing that is damaged, or going.
+async fn choose(
+    cluster: &ClusterVault,
+    incarnation: &str,
+    damaged: &HashSet<String>,
+) -> Result<Vec<(String, Vec<Part>)>> {
+    let mut marked = cluster.marked_snapshots().await?;
+    marked.extend(damaged.iter().cloned());
     let (folders, _) = cluster.folders(incarnation).await?;
     let mut newest: Option<Arc<Manifest>> = None;
     for folder in folders.iter().filter(|f| f.has_manifest && !marked.contains(&f.id)) {

@@ -5,8 +5,8 @@
 //! directory: whatever `postgresql.conf` a restored data directory holds is never looked at.
 
 use std::fmt::Write as _;
+use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use mainstay_engine::{Installation, Layout, Mistake, NodeLayout};
 use mainstay_model::Cluster;
@@ -69,9 +69,27 @@ pub fn check(cluster: &Cluster) -> Vec<Mistake> {
     }
     // Without an installed server nothing can be said of settings; starting says what is missing.
     let Ok(installation) = install::find(version.as_deref()) else { return mistakes };
-    let values = cluster.config.iter().filter(|(name, _)| !owned(name, &mut mistakes)).collect::<Vec<_>>();
-    for (name, value) in values {
-        mistakes.extend(judge(&installation, name, value));
+    let mut servers = Vec::new();
+    for (name, value) in &cluster.config {
+        if owned(name, &mut mistakes) {
+            continue;
+        }
+        match judge(name, value) {
+            Some(mistake) => mistakes.push(mistake),
+            // Settings of extensions are known only once their library is loaded.
+            None if name.contains('.') => {}
+            None => servers.push((name.as_str(), value.as_str())),
+        }
+    }
+    // One process says that all is well; only where it does not, each setting is asked for by itself.
+    if servers.len() > 1 && matches!(ask(&installation.bin, &servers), Ok(None)) {
+        return mistakes;
+    }
+    for setting in servers {
+        // What could not be asked is no mistake: starting says what is wrong.
+        if let Ok(Some(said)) = ask(&installation.bin, &[setting]) {
+            mistakes.push(refused(&installation, setting.0, &said));
+        }
     }
     mistakes
 }
@@ -93,16 +111,15 @@ fn owned(name: &str, mistakes: &mut Vec<Mistake>) -> bool {
     reason.is_some()
 }
 
-/// Lets the server itself judge one setting.
-fn judge(installation: &Installation, name: &str, value: &str) -> Option<Mistake> {
+/// What is wrong with a setting whatever the server says.
+fn judge(name: &str, value: &str) -> Option<Mistake> {
     let key = format!("config.{name}");
     let mistake = |message: String, hint| Some(Mistake { key: key.clone(), message, hint });
-    let parts: Vec<_> = name.split('.').collect();
-    let plain = |part: &&str| {
+    let plain = |part: &str| {
         !part.is_empty()
             && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'$')
     };
-    if !parts.iter().all(plain) {
+    if !name.split('.').all(plain) {
         return mistake(format!("`{name}` is not a setting's name"), None);
     }
     if name.eq_ignore_ascii_case("wal_level") && value.eq_ignore_ascii_case("minimal") {
@@ -122,37 +139,45 @@ fn judge(installation: &Installation, name: &str, value: &str) -> Option<Mistake
             Some(format!("write {LINKS_LEAST} or more, one more for each standby")),
         );
     }
-    // Settings of extensions are known only once their library is loaded.
-    if parts.len() > 1 {
-        return None;
-    }
+    None
+}
+
+/// Lets the server itself judge settings: `None` if it takes them, else what it said.
+///
+/// # Errors
+/// When it cannot be started, or was ended by a signal: then it judged nothing.
+fn ask(bin: &Path, settings: &[(&str, &str)]) -> io::Result<Option<String>> {
+    let first = settings.first().map_or("port", |(name, _)| name);
+    let mut command = install::program(bin, "postgres");
     // No data directory is needed for this, only the name of a folder, and a configuration that says nothing.
-    let output = Command::new(installation.bin.join("postgres"))
-        .args(["-C", name, "-c", &format!("{name}={value}"), "-c", "config_file=/dev/null", "-D", "/"])
-        .env("LC_ALL", "C")
-        .stdin(Stdio::null())
-        .output()
-        .ok()?;
-    if output.status.success() {
-        return None;
+    command.args(["-C", first, "-c", "config_file=/dev/null", "-D", "/"]).env("LC_ALL", "C");
+    for (name, value) in settings {
+        command.args(["-c", &format!("{name}={value}")]);
     }
-    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    let output = command.output()?;
+    match output.status.code() {
+        Some(0) => Ok(None),
+        Some(_) => Ok(Some(String::from_utf8_lossy(&output.stderr).into_owned())),
+        None => Err(io::Error::new(io::ErrorKind::Interrupted, "ended by a signal")),
+    }
+}
+
+/// The mistake behind what the server said of a setting that it does not take.
+fn refused(installation: &Installation, name: &str, text: &str) -> Mistake {
     let said = |word: &str| text.lines().find_map(|line| Some(line.split_once(word)?.1.trim().to_owned()));
     let message = said("FATAL:").unwrap_or_else(|| "the server does not take it".into());
+    let key = format!("config.{name}");
     if message.starts_with("unrecognized") {
         let hint = nearest(installation, name).map(|known| format!("did you mean `{known}`?"));
-        return mistake(format!("PostgreSQL {} has no setting `{name}`", installation.version), hint);
+        let message = format!("PostgreSQL {} has no setting `{name}`", installation.version);
+        return Mistake { key, message, hint };
     }
-    mistake(message, said("HINT:"))
+    Mistake { key, message, hint: said("HINT:") }
 }
 
 /// The known setting that looks most like `name`.
 fn nearest(installation: &Installation, name: &str) -> Option<String> {
-    let output = Command::new(installation.bin.join("postgres"))
-        .arg("--describe-config")
-        .stdin(Stdio::null())
-        .output()
-        .ok()?;
+    let output = install::program(&installation.bin, "postgres").arg("--describe-config").output().ok()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let known = text.lines().filter_map(|line| line.split('\t').next());
     let scored = known.map(|known| (distance(&name.to_ascii_lowercase(), known), known));
@@ -308,6 +333,19 @@ mod tests {
             access: None,
             control: None,
         }
+    }
+
+    #[test]
+    fn a_server_that_a_signal_ended_judged_nothing() {
+        use std::os::unix::fs::PermissionsExt;
+        let bin = tempfile::tempdir().unwrap();
+        let program = bin.path().join("postgres");
+        std::fs::write(&program, "#!/bin/sh\nkill -INT $$\n").unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        assert_eq!(ask(bin.path(), &[("work_mem", "8MB")]).unwrap_err().kind(), io::ErrorKind::Interrupted);
+        let real = install::find(Some("15")).unwrap().bin;
+        assert_eq!(ask(&real, &[("work_mem", "8MB"), ("jit", "off")]).unwrap(), None);
+        assert!(ask(&real, &[("work_mem", "8MB"), ("jit", "perhaps")]).unwrap().unwrap().contains("jit"));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! log and backup protocol are known here are taken.
 
 use std::collections::BTreeMap;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -96,10 +97,17 @@ fn version_of(bin: &Path) -> Option<Version> {
 }
 
 fn ask_version(bin: &Path) -> Option<Version> {
-    let output = Command::new(bin.join("postgres")).arg("--version").stdin(Stdio::null()).output().ok()?;
+    let output = program(bin, "postgres").arg("--version").output().ok()?;
     // postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     text.split(") ").nth(1)?.split_whitespace().next()?.parse().ok()
+}
+
+/// A program that is only asked something. In a process group of its own: the Ctrl-C of a terminal is for us alone.
+pub fn program(bin: &Path, name: &str) -> Command {
+    let mut command = Command::new(bin.join(name));
+    command.stdin(Stdio::null()).process_group(0);
+    command
 }
 
 /// The folder that holds the server's loadable libraries, as far as it can be told from where its programs lie.

@@ -66,6 +66,9 @@ impl Engine for Redis {
     fn read_place(&self, text: &str) -> Result<Place> {
         place::read(text)
     }
+    fn expires(&self) -> bool {
+        true
+    }
     fn snapshot(&self) -> Option<&dyn Snapshot> {
         Some(self)
     }

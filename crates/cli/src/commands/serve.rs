@@ -22,8 +22,10 @@ use crate::session::{Missing, Session, Vaults};
 pub async fn run(cx: &Cx, args: &ServeArgs) -> Result {
     let session = Session::open(cx)?;
     // A vault that cannot be opened is said here, to a person, and not to a log every few seconds.
+    // What is to be done once cannot be done without it, and does not wait for it.
+    let missing = if args.once { Missing::Make } else { Missing::Spool };
     for (name, spec) in &session.fleet.vaults {
-        session.vault(name.as_str(), spec, Missing::Spool).await?;
+        session.vault(name.as_str(), spec, missing).await?;
     }
     let world = Here {
         cx: cx.clone(),

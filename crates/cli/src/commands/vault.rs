@@ -22,7 +22,7 @@ struct Row {
 
 pub async fn run(cx: &Cx, verb: &VaultCommand) -> Result {
     let session = Session::open(cx)?;
-    let missing = if matches!(verb, VaultCommand::Init) { Missing::Make } else { Missing::Fail };
+    let missing = if matches!(verb, VaultCommand::Init) { Missing::Init } else { Missing::Fail };
     let mut rows = Vec::new();
     for (name, spec) in &session.fleet.vaults {
         if matches!(verb, VaultCommand::Init) && session.put_format_back(spec).await? {

@@ -2,7 +2,7 @@
 
 use mainstay_engine::{self as engine, Kind};
 use mainstay_model::Instant;
-use mainstay_vault::{SnapshotRecord, missing_pack};
+use mainstay_vault::{Damage, SnapshotRecord, missing_pack};
 
 use super::{Planned, Refusal};
 use crate::Protected;
@@ -72,7 +72,7 @@ pub(super) fn left(mut refusal: Refusal, others: Vec<String>, left: &Catalogue) 
 }
 
 /// Says, of a restore that failed on a damaged object, what can be had instead: another snapshot for the same target, or other instants.
-/// Everything is told from names and lists, without reading content. Other errors are given back as they are.
+/// Everything is told from names and lists, without reading content. The vault is told which snapshots need that object. Other errors are given back as they are.
 pub async fn say_instead(error: Error, planned: &Planned, command: &Command) -> Error {
     let Error::Engine { what, mut source } = error else { return error };
     if source.kind == Kind::Damaged
@@ -88,15 +88,24 @@ pub async fn say_instead(error: Error, planned: &Planned, command: &Command) -> 
     Error::Engine { what, source }
 }
 
+/// So that the next snapshot takes nothing over from it, and the next restore begins with another one. A vault that cannot be written does without.
+async fn leave_word(of: &Protected, object: &str) {
+    let damage = Damage { object: object.to_owned(), reason: String::new(), snapshots: vec![] };
+    if let Err(error) = of.vault.record_damaged(&[damage]).await {
+        tracing::warn!(cluster = %of.cluster.name, object, %error, "could not record that an object is damaged");
+    }
+}
+
 async fn instead(object: &str, planned: &Planned, command: &Command) -> Result<Option<String>> {
     let is_of = |of: &Protected| object.strip_prefix(of.vault.prefix()).is_some_and(|r| r.starts_with('/'));
     let Some(ready) = planned.ready.iter().find(|ready| is_of(&ready.of)) else { return Ok(None) };
     let (of, cluster) = (&ready.of, &ready.plan.cluster);
+    leave_word(of, object).await;
     let catalogue = Catalogue::load(&of.vault).await?;
     let Some(left) = catalogue.without(of, Some(object)).await? else { return Ok(None) };
     let elsewhere = command.snapshots.iter().filter(|id| !catalogue.records.contains_key(*id));
     let elsewhere: Vec<String> = elsewhere.cloned().collect();
-    for (life, copy) in left.past.for_position(&ready.plan.position) {
+    for (life, copy) in left.whole_first(left.past.for_position(&ready.plan.position)) {
         let id = &left.past.lives[life].snapshots[copy].id;
         let record = &left.records[id];
         if *id == ready.plan.snapshot || missing(of, record).await?.is_some() {

@@ -4,8 +4,10 @@
 use mainstay_model::Instant;
 use mainstay_recovery::plan::{Command, PlanOptions, Planned, Target, plan, say_instead};
 use mainstay_recovery::prove::prove;
+use mainstay_recovery::verify::verify;
 use mainstay_recovery::{Error, Refusal};
 use mainstay_store::{Limits, Memory, Store};
+use mainstay_vault::VerifyOptions;
 
 use crate::fake::lane;
 use crate::lab::*;
@@ -135,6 +137,36 @@ async fn a_pack_that_is_missing_or_short_is_seen_before_anything_is_made() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_restore_begins_with_a_snapshot_that_a_verification_found_damaged_while_another_one_leads_there() {
+    let scene = Scene::new().await;
+    let at = Target::At(scene.at);
+    let pack = scene.own_pack().await;
+    let flip = |bytes: &mut Vec<u8>| *bytes.last_mut().unwrap() ^= 1;
+    scene.memory.damage(&pack, flip);
+    let all = VerifyOptions::default();
+    let verified = verify(&scene.lab.of, &all).await.unwrap();
+    assert_eq!(verified.damaged.len(), 1);
+    let planned = scene.planned(&at, PlanOptions::default()).await.unwrap();
+    let one = &planned.plan.clusters[0];
+    assert_eq!((&one.snapshot, &one.others), (&scene.first, &vec![scene.second.clone()]));
+    run(&planned, tempfile::tempdir().unwrap().path()).await.unwrap();
+    // Had when it is asked for, and said.
+    let warned = |planned: Planned| {
+        let one = &planned.plan.clusters[0];
+        assert_eq!(one.snapshot, scene.second);
+        assert!(one.warnings.iter().any(|w| w.contains("found snapshot")), "{:?}", one.warnings);
+    };
+    warned(scene.planned(&at, only(&scene.second)).await.unwrap());
+    // And when nothing else leads there.
+    let avoid = PlanOptions { avoid: vec![scene.first.clone()], ..PlanOptions::default() };
+    warned(scene.planned(&at, avoid).await.unwrap());
+    scene.memory.damage(&pack, flip);
+    assert_eq!(verify(&scene.lab.of, &all).await.unwrap().damaged, []);
+    let planned = scene.planned(&at, PlanOptions::default()).await.unwrap();
+    assert_eq!(planned.plan.clusters[0].snapshot, scene.second);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_restore_that_meets_a_damaged_pack_says_which_snapshot_does_not_need_it() {
     let scene = Scene::new().await;
     let at = Target::At(scene.at);
@@ -150,9 +182,13 @@ async fn a_restore_that_meets_a_damaged_pack_says_which_snapshot_does_not_need_i
     assert!(hint.ends_with(&again), "{hint}");
     let planned = scene.planned(&at, only(&scene.first)).await.unwrap();
     run(&planned, tempfile::tempdir().unwrap().path()).await.unwrap();
+    // From now on it is not begun with.
+    let planned = scene.planned(&at, PlanOptions::default()).await.unwrap();
+    assert_eq!(planned.plan.clusters[0].snapshot, scene.first);
     // A proof says the same.
     let mut options = prove_options("proof1");
     options.command = Some(command(&scene.at));
+    options.snapshots = vec![scene.second.clone()];
     let sandboxes = Folders::new();
     let members = [scene.lab.of.clone()];
     let error = prove(&members, &at, &sandboxes, &options).await.unwrap_err();

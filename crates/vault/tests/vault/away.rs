@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use mainstay_store::{Fault, Faults, Faulty, Limits, Memory, Store};
+use mainstay_store::{Fault, Faults, Faulty, Folder, Limits, Memory, Store};
 use mainstay_vault::{Error, Vault};
 
 use crate::kit::{Kit, now, snapshot, tiny};
@@ -56,4 +56,41 @@ fn nothing_is_made_or_written_where_a_known_vault_is_not() {
     assert!(matches!(now(opened.vault.lease("l", "test", TTL)), Err(Error::NoVault { .. })));
     assert!(empty.keys().is_empty());
     assert!(known(&memory).unwrap().away.is_none());
+}
+
+#[test]
+fn another_is_made_where_a_known_one_is_gone_only_when_asked_for() {
+    let home = tempfile::tempdir().unwrap();
+    let (root, keys) = (home.path().join("vault"), home.path().join("keys"));
+    let store = || Store::with(Folder::open(root.clone()).unwrap(), Limits::hasty());
+    let first = now(Vault::open_or_create(store(), &[], &keys)).unwrap();
+    assert!(first.created);
+    // Unmounted, with and without an empty mountpoint.
+    std::fs::rename(&root, home.path().join("aside")).unwrap();
+    for is_mountpoint_there in [false, true] {
+        if is_mountpoint_there {
+            std::fs::create_dir(&root).unwrap();
+        }
+        let refused = now(Vault::open_or_create(store(), &[], &keys));
+        assert!(matches!(refused, Err(Error::NoVault { .. })), "{refused:?}");
+        assert!(matches!(now(Vault::open(store(), &keys)), Err(Error::NoVault { .. })));
+        assert!(matches!(now(first.vault.lease("l", "test", TTL)), Err(Error::Store(_))));
+        assert_eq!(root.exists(), is_mountpoint_there);
+    }
+    // A process that began meanwhile goes on by itself when the disk is mounted.
+    let spooling = now(Vault::open_or_known(store(), &[], &keys)).unwrap();
+    assert!(matches!(spooling.away, Some(Error::NoVault { .. })));
+    assert_eq!(std::fs::read_dir(&root).unwrap().count(), 0);
+    std::fs::remove_dir(&root).unwrap();
+    std::fs::rename(home.path().join("aside"), &root).unwrap();
+    for vault in [&first.vault, &spooling.vault] {
+        now(now(vault.lease("l", "test", TTL)).unwrap().release()).unwrap();
+    }
+    assert!(!now(Vault::open_or_create(store(), &[], &keys)).unwrap().created);
+
+    std::fs::rename(&root, home.path().join("aside")).unwrap();
+    let second = now(Vault::open_or_init(store(), &[], &keys)).unwrap();
+    assert!(second.created && second.vault.id() != first.vault.id());
+    // To whom the first is, the second is a stranger in its place.
+    assert!(matches!(now(first.vault.lease("l", "test", TTL)), Err(Error::Store(_))));
 }

@@ -8,6 +8,7 @@ mod kit;
 mod logs;
 mod memory;
 mod prunes;
+mod remedy;
 mod s3;
 mod script;
 mod snapshots;

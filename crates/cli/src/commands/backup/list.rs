@@ -3,7 +3,7 @@
 use mainstay_api::SnapshotRow;
 use mainstay_vault::SnapshotState;
 
-use super::Cx;
+use super::{Cx, gone};
 use crate::args::ClustersArgs;
 use crate::failure::Result;
 use crate::printer::{bytes, table};
@@ -11,21 +11,24 @@ use crate::session::{Missing, Session};
 
 pub async fn run(cx: &Cx, args: &ClustersArgs) -> Result {
     let session = Session::open(cx)?;
-    let clusters = session.select(&args.clusters)?;
-    let mut rows: Vec<SnapshotRow> = Vec::new();
-    for cluster in session.backed_up(clusters) {
-        let of = match session.protected(cluster, Missing::Fail).await {
+    let named = gone::select(&session, &args.clusters).await?;
+    let mut all = named.gone;
+    for cluster in named.there {
+        match session.protected(cluster, Missing::Fail).await {
             // A vault that was never made holds no snapshots.
-            Err(failure) if failure.code == "vault-missing" => continue,
-            of => of?,
-        };
-        let unique = of.vault.bytes_unique().await?;
-        let (records, damaged) = of.vault.snapshots_and_damaged().await?;
+            Err(failure) if failure.code == "vault-missing" => {}
+            of => all.push((cluster.name.to_string(), of?.vault)),
+        }
+    }
+    let mut rows: Vec<SnapshotRow> = Vec::new();
+    for (cluster, vault) in all {
+        let unique = vault.bytes_unique().await?;
+        let (records, damaged) = vault.snapshots_and_damaged().await?;
         for (object, error) in damaged {
             cx.printer.say(format!("{object} cannot be read ({error}): see `mainstay backup verify`"));
         }
         rows.extend(records.into_iter().map(|record| SnapshotRow {
-            cluster: cluster.name.to_string(),
+            cluster: cluster.clone(),
             taken_at: record.taken.at.latest,
             state: state(record.state).to_owned(),
             proven_at: record.proven_at,
@@ -55,6 +58,7 @@ pub async fn run(cx: &Cx, args: &ClustersArgs) -> Result {
 
 pub fn state(state: SnapshotState) -> &'static str {
     match state {
+        SnapshotState::Damaged => "damaged",
         SnapshotState::Stored => "stored",
         SnapshotState::Intact => "intact",
         SnapshotState::Proven => "proven",

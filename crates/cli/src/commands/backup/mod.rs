@@ -1,5 +1,6 @@
 //! `mainstay backup …`: snapshots in the vault.
 
+mod gone;
 mod list;
 mod pin;
 mod prune;

@@ -6,9 +6,9 @@ use std::time::Instant as Monotonic;
 use async_trait::async_trait;
 use mainstay_api::OperationRow;
 use mainstay_engine::{self as engine, Kind, Ttl};
-use mainstay_model::ClusterName;
+use mainstay_model::{ClusterName, Instant};
 use mainstay_recovery::Protected;
-use mainstay_recovery::inplace::{self, Begun, InPlaceOptions, Swap};
+use mainstay_recovery::inplace::{self, Begun, BegunCluster, InPlaceOptions, Swap};
 use mainstay_recovery::plan::Planned;
 use mainstay_recovery::restore::Site;
 use mainstay_runtime::{Environment, swap};
@@ -52,24 +52,11 @@ pub async fn begin(
             format!("mainstay recover finish {0}, or mainstay recover undo {0}", open.id),
         ));
     }
-    let ttl = match args.ttl {
-        Some(TtlArg::Shift) => Ttl::Shift,
-        Some(TtlArg::Absolute) => Ttl::Absolute,
-        // Whoever asks not to be asked gets what a sandbox gets.
-        None if args.consent.yes => {
-            cx.printer.say("--ttl was not said: every key gets the life left that it had then (shift)");
-            Ttl::Shift
-        }
-        None => {
-            let hint = "--ttl shift: every key has the life left that it had then; --ttl absolute: what has expired since is gone";
-            return Err(Failure::usage(
-                "ttl-not-said",
-                "restoring into an environment: what becomes of times to live?",
-                hint,
-            ));
-        }
-    };
+    let ttl = if args.ttl == Some(TtlArg::Absolute) { Ttl::Absolute } else { Ttl::Shift };
     cx.printer.say(run::shown(planned));
+    if planned.ready.iter().any(|ready| ready.of.engine.expires()) {
+        cx.printer.say(lives(args.ttl));
+    }
     let question = format!(
         "Stop these clusters of {environment} and replace their data? The old data is kept until `recover finish`."
     );
@@ -97,6 +84,17 @@ pub async fn begin(
             id = operation.id()
         )
     })
+}
+
+/// What becomes of times to live, as the plan tells it.
+fn lives(ttl: Option<TtlArg>) -> &'static str {
+    match ttl {
+        Some(TtlArg::Absolute) => "keys end when they were to end (absolute): what has expired since is gone",
+        Some(TtlArg::Shift) => "every key gets the life left that it had then (shift)",
+        None => {
+            "every key gets the life left that it had then (shift); with --ttl absolute, what has expired since is gone"
+        }
+    }
 }
 
 /// `mainstay recover resume`.
@@ -165,6 +163,33 @@ pub fn broken_off(session: &Session<'_>) -> Result<Option<String>> {
         }
     }
     Ok(None)
+}
+
+/// Refuses, of a group, an instant that lies behind what it was restored to in place, and before that was done. A cluster whose engine keeps one
+/// history over that answers such an instant from what survived, another from what was given up: together they never were.
+///
+/// # Errors
+/// Failure `given-up`; the state's.
+pub fn refuse_given_up(session: &Session<'_>, members: &[Protected], at: Instant) -> Result {
+    for row in session.state()?.operations(inplace::KIND, LOOKED_AT)? {
+        let Ok(begun) = serde_json::from_value::<Begun>(row.detail) else { continue };
+        let of_them = |c: &BegunCluster| members.iter().any(|m| m.cluster.name.as_str() == c.cluster);
+        let is_given_up = row.progress != Progress::Undone
+            && (begun.target_at < at && at < row.created)
+            && begun.clusters.iter().any(of_them);
+        if is_given_up {
+            let message = format!(
+                "{at} was given up: {} restored {} in place, at {}, to {}",
+                row.id, row.what, row.created, begun.target_at
+            );
+            let hint = format!(
+                "--at {} is what was kept; of one cluster alone: mainstay recover run CLUSTER --at {at}",
+                begun.target_at
+            );
+            return Err(Failure::failed("given-up", message, hint));
+        }
+    }
+    Ok(())
 }
 
 fn open(session: &Session<'_>) -> Result<Vec<OperationRow>> {

@@ -16,7 +16,7 @@ pub async fn run(cx: &Cx, args: &RecoverPlanArgs) -> Result {
         session.all_protected(&session.select(std::slice::from_ref(&args.what))?, Missing::Fail).await?;
     let target = target::read(&session, &args.what, &members, &args.target).await?;
     let options = PlanOptions { snapshots: args.begin.snapshots.clone(), ..PlanOptions::default() };
-    let planned = plan(&members, &target, &options).await?.accepted()?;
+    let planned = target::accepted(plan(&members, &target, &options).await?, &members, &target).await?;
     for warning in planned.ready.iter().flat_map(|ready| &ready.plan.warnings) {
         cx.printer.say(format!("warning: {warning}"));
     }

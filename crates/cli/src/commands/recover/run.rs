@@ -36,7 +36,7 @@ pub async fn run(cx: &Cx, args: &RecoverRunArgs) -> Result {
     // What takes the place of running data is read and checked whole before anything is touched.
     let snapshots = args.begin.snapshots.clone();
     let options = PlanOptions { snapshots, check: args.into != "sandbox", ..PlanOptions::default() };
-    let planned = plan(&members, &target, &options).await?.accepted()?;
+    let planned = target::accepted(plan(&members, &target, &options).await?, &members, &target).await?;
     if args.into != "sandbox" {
         return operation::begin(&session, &planned, args, began).await;
     }

@@ -1,10 +1,12 @@
 //! What to restore to, from the command line.
 
 use mainstay_model::Instant;
-use mainstay_recovery::Protected;
-use mainstay_recovery::plan::Target;
+use mainstay_recovery::plan::{PlanOptions, Planned, Target, plan};
 use mainstay_recovery::point::FleetPoint;
+use mainstay_recovery::window::window;
+use mainstay_recovery::{Protected, Refusal};
 
+use super::operation;
 use crate::args::TargetArgs;
 use crate::failure::{Failure, Result};
 use crate::render::read_position;
@@ -22,6 +24,9 @@ pub async fn read(
             exit: 2,
             ..Failure::of("bad-time", &e, Some("write it as 2026-01-31T03:04:05Z".to_owned()))
         })?;
+        if members.len() > 1 {
+            operation::refuse_given_up(session, members, at)?;
+        }
         return Ok(Target::At(at));
     }
     if let Some(id) = &args.point {
@@ -46,6 +51,45 @@ pub async fn read(
     lanes.dedup();
     let only = if let [only] = lanes.as_slice() { Some(only) } else { None };
     Ok(Target::Position(read_position(of.engine, text, only)?))
+}
+
+/// The plan, if it can be run. Of a group whose windows do not hold the instant that was asked for, the refusal names the nearest one that all
+/// of its members can be restored to, instead of one for each of them that the others refuse.
+///
+/// # Errors
+/// `Refused`; what the vaults say.
+pub async fn accepted(mut planned: Planned, members: &[Protected], target: &Target) -> Result<Planned> {
+    if let (Target::At(at), [_, _, ..]) = (target, members)
+        && planned.plan.refusals.iter().any(is_outside)
+        && let Some(instead) = common(members, *at).await?
+    {
+        let mut refusals = planned.plan.refusals.iter_mut().filter(|refusal| is_outside(refusal));
+        if let Some(first) = refusals.next() {
+            first.instead = vec![instead];
+        }
+        refusals.for_each(|refusal| refusal.instead.clear());
+    }
+    Ok(planned.accepted()?)
+}
+
+fn is_outside(refusal: &Refusal) -> bool {
+    refusal.code == "out-of-window"
+}
+
+/// The first instant that all members can be restored to, if `at` is before it, else the latest.
+async fn common(members: &[Protected], at: Instant) -> Result<Option<String>> {
+    let mut first = Instant::MIN;
+    for of in members {
+        first = first.max(window(of).await?.from.unwrap_or(Instant::MAX));
+    }
+    let (target, words) = match at < first {
+        true => (Target::At(first), "the earliest instant of all"),
+        false => (Target::Latest, "the latest instant of all"),
+    };
+    let found = plan(members, &target, &PlanOptions::default()).await?;
+    let or = if target == Target::Latest { ", or --latest" } else { "" };
+    let at = found.plan.at.filter(|_| found.plan.refusals.is_empty());
+    Ok(at.map(|at| format!("{words}: --at {at}{or}")))
 }
 
 /// Finds a fleet point: of the group that was named, or of any group that the cluster is in.
