@@ -57,11 +57,11 @@ fn damage_and_impossible_targets_are_refused() {
     let rows = fleet.ok(&["backup", "list", "orders"]);
     let damaged =
         rows.as_array().unwrap().iter().find(|row| row["state"] == "damaged").expect("a damaged one");
-    let damaged = damaged["snapshot"].as_str().unwrap();
+    let its_time = damaged["taken_at"].as_str().unwrap();
     // Cut short, it is refused before anything is made.
     let length = std::fs::metadata(&pack).unwrap().len();
     std::fs::File::options().write(true).open(&pack).unwrap().set_len(length - 1).unwrap();
-    let refused = fleet.exits(1, &["recover", "plan", "orders", "--latest", "--snapshot", damaged]);
+    let refused = fleet.exits(1, &["recover", "plan", "orders", "--at", its_time]);
     let message = refused.json["error"]["message"].as_str().unwrap();
     assert!(message.contains(name) && message.contains("bytes"), "{}", refused.stdout);
 

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -130,7 +131,9 @@ fn folders() -> Vec<PathBuf> {
 
 /// What a server says of itself: `Redis server v=7.0.15 sha=…`.
 fn version_of(server: &Path) -> Option<Version> {
-    let output = std::process::Command::new(server).arg("--version").env_clear().output().ok()?;
+    let mut command = std::process::Command::new(server);
+    // Ctrl-C at a terminal is for us, and no answer.
+    let output = command.arg("--version").env_clear().process_group(0).output().ok()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let word = text.strip_prefix("Redis server v=")?.split_ascii_whitespace().next()?;
     word.parse().ok()
