@@ -54,8 +54,8 @@ impl Folder {
         Ok(Self { root: Arc::new(root), inode: Arc::default() })
     }
 
-    /// The inode of the folder that is there, if one is; an error unless it is the known one.
-    fn inode(&self, verb: &'static str, key: &str) -> Result<Option<u64>> {
+    /// An error where the folder is known, and is not the one that is there.
+    fn confirm(&self, verb: &'static str, key: &str) -> Result<()> {
         let found = match fs::metadata(&*self.root) {
             Ok(metadata) => metadata.is_dir().then(|| metadata.ino()),
             Err(e) if e.kind() == ErrorKind::PermissionDenied => return Err(Error::io(verb, key, e)),
@@ -67,7 +67,7 @@ impl Folder {
                 "the folder {root} is gone, or another is in its place: is its disk mounted?"
             )));
         }
-        Ok(found)
+        Ok(())
     }
 
     /// Makes the root that was never read from or written to, where it is not there; from then on it is known.
@@ -242,10 +242,10 @@ impl Folder {
     ) -> Result<T> {
         let (this, key) = (self.clone(), key.to_owned());
         spawn_blocking(move || {
-            this.inode(verb, &key)?;
+            this.confirm(verb, &key)?;
             let done = work(&this, &key).map_err(|e| Error::io(verb, &key, e));
             // What was found, missed or written in another folder was not so in this one.
-            this.inode(verb, &key)?;
+            this.confirm(verb, &key)?;
             done
         })
         .await

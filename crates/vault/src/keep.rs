@@ -1,10 +1,22 @@
 //! Which snapshots the keep rules keep, and why: a pure function.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use mainstay_model::{Instant, Keep, format_duration};
 
 use crate::SnapshotRecord;
+
+/// The rules that keep nothing but what is pinned, and no log: of a cluster that is gone.
+pub const KEEP_NOTHING: Keep = Keep {
+    within: Duration::ZERO,
+    daily: 0,
+    weekly: 0,
+    monthly: 0,
+    yearly: 0,
+    least: 0,
+    log: Duration::ZERO,
+};
 
 /// Why each snapshot that stays does, by id. Those that are not in it may go.
 ///
@@ -70,7 +82,6 @@ mod tests {
     use crate::SnapshotState;
     use mainstay_engine::Taken;
     use mainstay_model::{Bracket, Position};
-    use std::time::Duration;
 
     fn record(id: &str, incarnation: &str, at: &str, order: i64) -> SnapshotRecord {
         let at: Instant = at.parse().unwrap();
@@ -102,15 +113,7 @@ mod tests {
         }
     }
 
-    const NOTHING: Keep = Keep {
-        within: Duration::ZERO,
-        daily: 0,
-        weekly: 0,
-        monthly: 0,
-        yearly: 0,
-        least: 1,
-        log: Duration::ZERO,
-    };
+    const NOTHING: Keep = Keep { least: 1, ..KEEP_NOTHING };
 
     fn check(keep: &Keep, records: &[SnapshotRecord], expect: &[&str]) {
         let now = "2026-03-31T12:00:00Z".parse().unwrap();
@@ -131,7 +134,7 @@ mod tests {
             record("g", "1", "2026-03-31T01:00:00Z", 7),
         ];
         check(&NOTHING, &all, &["g"]);
-        check(&Keep { least: 0, ..NOTHING }, &all, &[]);
+        check(&KEEP_NOTHING, &all, &[]);
         check(&Keep { least: 3, ..NOTHING }, &all, &["e", "f", "g"]);
         check(&Keep { daily: 2, ..NOTHING }, &all, &["f", "g"]);
         // 30 and 31 March are in one week, which began on Monday the 30th.

@@ -34,6 +34,7 @@ mod writer;
 
 pub use cluster::ClusterVault;
 pub use error::{Error, Result};
+pub use keep::KEEP_NOTHING;
 pub use lease::Lease;
 pub use log::{LogBytes, LogContent, LogEntry, LogKind, LogObject, LogWriter};
 pub use presence::{Packs, missing_pack};

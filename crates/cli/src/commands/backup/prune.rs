@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use mainstay_api::{BackupPrune, PrunedSnapshot};
-use mainstay_model::{Instant, Keep, parse_duration};
+use mainstay_model::{Instant, parse_duration};
 use mainstay_recovery::{Protected, prune};
-use mainstay_vault::{ClusterVault, Going, GoingKind, PrunePlan, Pruned};
+use mainstay_vault::{ClusterVault, Going, GoingKind, KEEP_NOTHING, PrunePlan, Pruned};
 
 use super::{Cx, gone, holder};
 use crate::args::PruneArgs;
@@ -80,22 +80,11 @@ enum Backups<'p> {
     Gone(ClusterVault),
 }
 
-/// What is kept of a cluster that is gone.
-const NOTHING: Keep = Keep {
-    within: Duration::ZERO,
-    daily: 0,
-    weekly: 0,
-    monthly: 0,
-    yearly: 0,
-    least: 0,
-    log: Duration::ZERO,
-};
-
 impl Backups<'_> {
     async fn plan(&self, grace: Duration) -> Result<PrunePlan> {
         match self {
             Self::There(of) => Ok(prune::plan(of, grace, Instant::now()).await?),
-            Self::Gone(vault) => Ok(vault.plan_prune(&NOTHING, grace, Instant::now()).await?),
+            Self::Gone(vault) => Ok(vault.plan_prune(&KEEP_NOTHING, grace, Instant::now()).await?),
         }
     }
 
